@@ -1,0 +1,249 @@
+//! `/etc/twinkey/agent.toml`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{fs, io};
+
+use serde::Deserialize;
+use twinkey_rotation::Policy;
+
+/// Longest configuration file, in bytes: the commented example takes 3 KiB.
+const FILE_LEN_MAX: u64 = 256 * 1024;
+/// Shortest token lifetime, in seconds: below it, renewals would follow each other like a storm.
+const TOKEN_LIFETIME_SECS_MIN: u64 = 10;
+/// Longest token lifetime, in seconds: a year. A stolen token works as long as this.
+const TOKEN_LIFETIME_SECS_MAX: u64 = 366 * 24 * 3600;
+/// Longest propagation window, in seconds: a day.
+const PROPAGATION_WINDOW_SECS_MAX: u64 = 24 * 3600;
+
+/// The agent's configuration. Every part has a default.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// How to reach the hub.
+    pub hub: Hub,
+    /// Where the key ring is.
+    pub state: State,
+    /// How programs on this machine reach the agent.
+    pub local: Local,
+    /// How keys are renewed.
+    pub rotation: Rotation,
+    /// How tokens are made.
+    pub token: Token,
+}
+
+/// Section `[hub]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hub {
+    /// Read once, to create the key ring.
+    pub connection_string_file: Option<PathBuf>,
+    /// Certificates to trust, in PEM form.
+    pub ca_file: Option<PathBuf>,
+    /// Whether to trust the system's roots as well.
+    pub system_roots: bool,
+    /// TCP port for MQTT over TLS.
+    pub port: u16,
+    /// MQTT keep-alive in seconds, at most 1,177 (the hub's limit).
+    pub keep_alive_secs: u16,
+    /// How another key is tried.
+    pub takeover: Takeover,
+}
+
+/// How another key, or another token, is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Takeover {
+    /// On a second connection, while the first one carries traffic.
+    MakeBeforeBreak,
+    /// On the only connection, after closing it: for hubs or gateways that bear no second one.
+    BreakBeforeMake,
+}
+
+/// Section `[state]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// The directory, 0700.
+    pub dir: PathBuf,
+}
+
+/// Section `[local]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Local {
+    /// Path of the Unix socket.
+    pub socket: PathBuf,
+}
+
+/// Section `[rotation]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rotation {
+    /// How long a refused candidate is tried before it is rejected, in seconds.
+    pub propagation_window_secs: u64,
+    /// Whether keys in plain form are taken from the twin.
+    pub allow_unsealed: bool,
+}
+
+/// Section `[token]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Token {
+    /// How long a token is good for, in seconds; it is renewed at 80 % of that.
+    pub lifetime_secs: u64,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            connection_string_file: None,
+            ca_file: None,
+            system_roots: true,
+            port: 8883,
+            keep_alive_secs: 240,
+            takeover: Takeover::MakeBeforeBreak,
+        }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { dir: "/var/lib/twinkey".into() }
+    }
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        Self { socket: "/run/twinkey/agent.sock".into() }
+    }
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { propagation_window_secs: Policy::DEFAULT.propagation_window_ms / 1_000, allow_unsealed: true }
+    }
+}
+
+impl Default for Token {
+    fn default() -> Self {
+        Self { lifetime_secs: 3_600 }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let len = fs::metadata(path).map_err(unreadable)?.len();
+        if len > FILE_LEN_MAX {
+            return Err(unreadable(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is too long for a configuration",
+            )));
+        }
+        Self::parse(&fs::read_to_string(path).map_err(unreadable)?)
+            .map_err(|problem| ConfigError::Invalid { path: path.to_owned(), problem })
+    }
+
+    /// Checks a text; the error says which line and what to do.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let in_range = |name: &str, value: u64, min: u64, max: u64| {
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("{name} is {value}; it must be between {min} and {max}"))
+            }
+        };
+        in_range(
+            "[token] lifetime_secs",
+            config.token.lifetime_secs,
+            TOKEN_LIFETIME_SECS_MIN,
+            TOKEN_LIFETIME_SECS_MAX,
+        )?;
+        in_range(
+            "[rotation] propagation_window_secs",
+            config.rotation.propagation_window_secs,
+            0,
+            PROPAGATION_WINDOW_SECS_MAX,
+        )?;
+        in_range("[hub] keep_alive_secs", config.hub.keep_alive_secs.into(), 10, 1_177)?;
+        in_range("[hub] port", config.hub.port.into(), 1, 65_535)?;
+        Ok(config)
+    }
+
+    /// The pace of the machine that follows from the configuration.
+    pub fn policy(&self) -> Policy {
+        let window_ms = self.rotation.propagation_window_secs * 1_000;
+        let trial_ms_min = Policy::DEFAULT.trial_delay_ms_min.min(window_ms / 4).max(200);
+        Policy {
+            propagation_window_ms: window_ms,
+            trial_delay_ms_min: trial_ms_min,
+            trial_delay_ms_max: Policy::DEFAULT.trial_delay_ms_max.min(window_ms / 4).max(trial_ms_min),
+            renew_after_ms: self.token.lifetime_secs * 800,
+            ..Policy::DEFAULT
+        }
+    }
+
+    /// The bounds of a connection's stages that follow from the configuration.
+    pub fn timing(&self) -> crate::hub::Timing {
+        crate::hub::Timing {
+            keep_alive: Duration::from_secs(self.hub.keep_alive_secs.into()),
+            ..crate::hub::Timing::DEFAULT
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration {}", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file makes no sense.
+    #[error("the configuration {} is not valid: {problem}", path.display())]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// Where and what.
+        problem: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default_configuration() {
+        let config = Config::parse("").unwrap();
+        assert_eq!(config.hub.port, 8883);
+        assert_eq!(config.policy().renew_after_ms, 48 * 60 * 1_000);
+        assert_eq!(config.policy().propagation_window_ms, Policy::DEFAULT.propagation_window_ms);
+    }
+
+    #[test]
+    fn a_misspelt_setting_is_named_with_its_line() {
+        let problem = Config::parse("[hub]\nprot = 8883\n").unwrap_err();
+        assert!(problem.contains("prot") && problem.contains("line 2"), "{problem}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_with_the_range() {
+        for (text, named) in [
+            ("[token]\nlifetime_secs = 1\n", "lifetime_secs is 1"),
+            ("[rotation]\npropagation_window_secs = 100000000\n", "propagation_window_secs"),
+            ("[hub]\nkeep_alive_secs = 2000\n", "between 10 and 1177"),
+            ("[hub]\nport = 0\n", "port is 0"),
+        ] {
+            let problem = Config::parse(text).unwrap_err();
+            assert!(problem.contains(named), "{problem}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Device-to-cloud messages at QoS 1, from the moment somebody hands them over until the hub has acknowledged them.
+//! They outlive connections: what one connection sent without an answer, the next one sends again (MQTT 3.1.1 §4.4).
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::{Packet, Publish};
+use tokio::sync::oneshot;
+
+use super::wire::{Wire, WireError};
+use crate::clock::Instant;
+
+/// Messages that may be on their way at once. The SDKs use 10 to 100; more helps only where a round trip takes seconds.
+const IN_FLIGHT_MAX: usize = 100;
+/// Messages that may wait, in number.
+const QUEUE_MAX: usize = 10_000;
+/// Messages that may wait, in bytes of topic and payload: a gateway has little memory to spare.
+const QUEUE_LEN_MAX: usize = 8 * 1024 * 1024;
+/// Largest device-to-cloud message (Microsoft, "IoT Hub quotas and throttling"), in bytes.
+pub const MESSAGE_LEN_MAX: usize = 256 * 1024 - 1024;
+/// Bytes in the wire's buffer from which on no more messages are added to it.
+const BACKLOG_LEN_MAX: usize = 64 * 1024;
+/// Packet identifiers of messages run from 1 to here; the ones above belong to subscriptions.
+const PACKET_ID_MAX: u16 = 0xfeff;
+
+/// What waits, and what is on its way.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    waiting: VecDeque<Message>,
+    waiting_len: usize,
+    in_flight: VecDeque<InFlight>,
+    last_packet_id: u16,
+}
+
+/// One message.
+#[derive(Debug)]
+pub struct Message {
+    /// The whole topic.
+    pub topic: String,
+    /// The body.
+    pub payload: Bytes,
+    /// Told when the hub has acknowledged it.
+    pub acknowledged: oneshot::Sender<()>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    packet_id: u16,
+    message: Message,
+    /// When it was sent on the connection that stands.
+    sent_at: Option<Instant>,
+    /// It was sent on an earlier connection, of a session that the hub still knows.
+    is_duplicate: bool,
+}
+
+/// The outbox takes no more at the moment.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{QUEUE_MAX} messages or {QUEUE_LEN_MAX} bytes wait for the hub already: wait for acknowledgements")]
+pub struct Full;
+
+impl Outbox {
+    /// Takes a message over.
+    pub fn push(&mut self, message: Message) -> Result<(), Full> {
+        let len = message.topic.len() + message.payload.len();
+        if self.waiting.len() >= QUEUE_MAX || self.waiting_len + len > QUEUE_LEN_MAX {
+            return Err(Full);
+        }
+        self.waiting_len += len;
+        self.waiting.push_back(message);
+        Ok(())
+    }
+
+    /// A new connection stands: all that has no answer yet is to be sent again, in the same order (MQTT-4.6.0-1).
+    pub fn begin_session(&mut self, is_session_present: bool) {
+        for entry in &mut self.in_flight {
+            entry.is_duplicate = is_session_present && (entry.is_duplicate || entry.sent_at.is_some());
+            entry.sent_at = None;
+        }
+    }
+
+    /// Puts onto the wire what it has room for.
+    pub fn send<S>(&mut self, wire: &mut Wire<S>, now: Instant) -> Result<(), WireError>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    {
+        for entry in self.in_flight.iter_mut().filter(|entry| entry.sent_at.is_none()) {
+            if wire.backlog_len() > BACKLOG_LEN_MAX {
+                return Ok(());
+            }
+            wire.queue(&entry.packet())?;
+            entry.sent_at = Some(now);
+        }
+        while self.in_flight.len() < IN_FLIGHT_MAX && wire.backlog_len() <= BACKLOG_LEN_MAX {
+            let Some(message) = self.waiting.pop_front() else {
+                break;
+            };
+            self.waiting_len = self.waiting_len.saturating_sub(message.topic.len() + message.payload.len());
+            let mut entry =
+                InFlight { packet_id: self.next_packet_id(), message, sent_at: None, is_duplicate: false };
+            let queued = wire.queue(&entry.packet());
+            entry.sent_at = queued.is_ok().then_some(now);
+            self.in_flight.push_back(entry);
+            queued?;
+        }
+        Ok(())
+    }
+
+    /// The hub has acknowledged `packet_id`. An identifier that is not in flight is a late answer to a duplicate.
+    pub fn acknowledge(&mut self, packet_id: u16) {
+        let position = self.in_flight.iter().position(|entry| entry.packet_id == packet_id);
+        if let Some(entry) = position.and_then(|position| self.in_flight.remove(position)) {
+            // Whoever handed it over may have gone away meanwhile.
+            let _ = entry.message.acknowledged.send(());
+        }
+    }
+
+    /// Messages without an answer.
+    pub fn in_flight_count(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Messages that were not sent yet.
+    pub fn waiting_count(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// When the oldest message without an answer was sent on the connection that stands.
+    pub fn oldest_sent_at(&self) -> Option<Instant> {
+        self.in_flight.iter().filter_map(|entry| entry.sent_at).min()
+    }
+
+    fn next_packet_id(&mut self) -> u16 {
+        // At most IN_FLIGHT_MAX identifiers are taken, so a free one is near.
+        loop {
+            self.last_packet_id =
+                if self.last_packet_id >= PACKET_ID_MAX { 1 } else { self.last_packet_id + 1 };
+            if !self.in_flight.iter().any(|entry| entry.packet_id == self.last_packet_id) {
+                return self.last_packet_id;
+            }
+        }
+    }
+}
+
+impl InFlight {
+    fn packet(&self) -> Packet {
+        Packet::Publish(Publish {
+            dup: self.is_duplicate,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            topic: self.message.topic.clone(),
+            pkid: self.packet_id,
+            payload: self.message.payload.clone(),
+        })
+    }
+}

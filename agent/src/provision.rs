@@ -1,0 +1,84 @@
+//! From a connection string to a key ring.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use twinkey_contract::connection_string::{ConnectionStringError, DeviceConnectionString};
+use twinkey_contract::sealing::SealingKey;
+use twinkey_rotation::KeySlot;
+use zeroize::Zeroizing;
+
+use crate::keyring::{KeyRing, Registration};
+use crate::store::{Files, Store, StoreError};
+
+/// Longest connection string, in bytes: host, two names of 128 characters, a key of 88 and a gateway's name.
+const TEXT_LEN_MAX: u64 = 4 * 1024;
+
+/// Makes and stores a key ring in an empty state directory.
+pub fn provision<F: Files>(
+    store: &mut Store<F>,
+    text: &str,
+    slot: KeySlot,
+) -> Result<KeyRing, ProvisionError> {
+    if let Some(known) = store.load()? {
+        return Err(ProvisionError::Exists { identity: known.key_ring.registration.identity.to_string() });
+    }
+    let parsed = DeviceConnectionString::parse(text.trim())?;
+    let registration = Registration {
+        host_name: parsed.host_name,
+        identity: parsed.identity,
+        gateway_host_name: parsed.gateway_host_name,
+    };
+    let sealing_key = SealingKey::generate().map_err(|_| ProvisionError::Randomness)?;
+    let key_ring = KeyRing::provision(registration, sealing_key, slot, parsed.key);
+    store.save(&key_ring, &key_ring.ring)?;
+    Ok(key_ring)
+}
+
+/// Reads a connection string from a file.
+pub fn read_file(path: &Path) -> Result<Zeroizing<String>, ProvisionError> {
+    let unreadable = |source| ProvisionError::Unreadable { path: path.to_owned(), source };
+    read(fs::File::open(path).map_err(unreadable)?).map_err(unreadable)
+}
+
+/// Reads a connection string to the end of `source`.
+pub fn read(source: impl io::Read) -> io::Result<Zeroizing<String>> {
+    use io::Read as _;
+    // Room for all of it from the start, so that no copy is left behind by a growing buffer.
+    let mut text = Zeroizing::new(String::with_capacity(TEXT_LEN_MAX as usize + 1));
+    source.take(TEXT_LEN_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > TEXT_LEN_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long for a connection string"));
+    }
+    Ok(text)
+}
+
+/// Why there is no key ring.
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionError {
+    /// There is one already.
+    #[error(
+        "there is a key ring for {identity} already, and it was left alone: to replace the device, stop the agent, move the key-ring files away and run this again"
+    )]
+    Exists {
+        /// Whose it is.
+        identity: String,
+    },
+    /// The connection string makes no sense.
+    #[error("the connection string can't be used")]
+    ConnectionString(#[from] ConnectionStringError),
+    /// The file with the connection string can't be read.
+    #[error("can't read the connection string from {}", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The operating system gives no random numbers.
+    #[error("the operating system gives no random numbers for the sealing key; try again")]
+    Randomness,
+    /// The disk.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,188 @@
+//! The only module that touches the disk: the key ring, durable across power cuts.
+//!
+//! Two files take turns, `key-ring.a` and `key-ring.b`. A write goes to a temporary file, which is synced, renamed
+//! over the *older* of the two, and the directory is synced. The newer file is never touched, so at every instant
+//! at least one whole key ring is on disk, and a damaged newest one leaves its predecessor to fall back to.
+
+mod files;
+
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
+
+use twinkey_rotation::Ring;
+
+pub use files::{DiskFiles, Files};
+
+use crate::keyring::{DamagedKeyRing, KeyRing};
+
+/// The two files that take turns.
+const NAMES: [&str; 2] = ["key-ring.a", "key-ring.b"];
+/// Where a write begins.
+const TEMPORARY: &str = "key-ring.new";
+
+/// The state directory, locked for this process.
+pub struct Store<F = DiskFiles> {
+    files: F,
+    /// The file that the next write replaces.
+    next: &'static str,
+}
+
+/// What the state directory held.
+pub struct Loaded {
+    /// The newest whole key ring.
+    pub key_ring: KeyRing,
+    /// A file that could not be used, and why; its predecessor is in use.
+    pub damaged: Option<(&'static str, DamagedKeyRing)>,
+}
+
+impl<F: Files> Store<F> {
+    /// A store over `files`.
+    pub fn new(files: F) -> Self {
+        Self { files, next: NAMES[0] }
+    }
+
+    /// Reads the newest whole key ring; `None` when there is no key-ring file at all.
+    pub fn load(&mut self) -> Result<Option<Loaded>, StoreError> {
+        let mut newest: Option<(KeyRing, &'static str)> = None;
+        let mut damaged = None;
+        for name in NAMES {
+            let Some(bytes) = self.files.read(name).map_err(|source| self.failed("read", name, source))?
+            else {
+                continue;
+            };
+            match KeyRing::decode(&bytes) {
+                Ok(key_ring) => {
+                    let is_newer =
+                        newest.as_ref().is_none_or(|(known, _)| key_ring.ring.sequence > known.ring.sequence);
+                    if is_newer {
+                        newest = Some((key_ring, name));
+                    }
+                }
+                Err(error) => damaged = Some((name, error)),
+            }
+        }
+        match (newest, damaged) {
+            (Some((key_ring, name)), damaged) => {
+                self.next = if name == NAMES[0] { NAMES[1] } else { NAMES[0] };
+                Ok(Some(Loaded { key_ring, damaged }))
+            }
+            (None, Some((name, error))) => {
+                Err(StoreError::NoneUsable { path: self.files.path(name), source: error })
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Makes what [`load`](Self::load) found durable: a process that was killed between a rename and the sync of the
+    /// directory leaves a file that can be read now and can still be gone after a power cut.
+    pub fn settle(&mut self) -> Result<(), StoreError> {
+        for name in NAMES {
+            if self.files.path(name).exists() {
+                self.files.sync(name).map_err(|source| self.failed("sync", name, source))?;
+            }
+        }
+        self.files.sync_directory().map_err(|source| self.failed("sync the directory of", NAMES[0], source))
+    }
+
+    /// Writes `key_ring` with `ring` in it. When this gives `Ok`, the ring survives a power cut.
+    pub fn save(&mut self, key_ring: &KeyRing, ring: &Ring) -> Result<(), StoreError> {
+        let bytes = key_ring.encode(ring).map_err(|source| StoreError::Encode { source })?;
+        self.save_bytes(&bytes)
+    }
+
+    /// Writes the bytes of an encoded key ring.
+    pub fn save_bytes(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let target = self.next;
+        self.files.write(TEMPORARY, bytes).map_err(|source| self.failed("write", TEMPORARY, source))?;
+        self.files.sync(TEMPORARY).map_err(|source| self.failed("sync", TEMPORARY, source))?;
+        self.files.rename(TEMPORARY, target).map_err(|source| self.failed("replace", target, source))?;
+        // From here on the new file may be the newest one on disk, whatever the directory's sync says: the next
+        // write must leave it alone and replace the other.
+        self.next = if target == NAMES[0] { NAMES[1] } else { NAMES[0] };
+        if let Err(source) = self.files.sync_directory() {
+            // The new file may not survive, so the predecessor must: write to the same place again.
+            self.next = target;
+            return Err(self.failed("sync the directory of", target, source));
+        }
+        Ok(())
+    }
+
+    fn failed(&self, act: &'static str, name: &str, source: io::Error) -> StoreError {
+        StoreError::File { act, path: self.files.path(name), source }
+    }
+}
+
+/// Opens `directory` for this process alone.
+pub fn open(directory: &Path) -> Result<Store, StoreError> {
+    Ok(Store::new(DiskFiles::open(directory)?))
+}
+
+/// Reads the key ring of `directory` without locking it, as `status` does beside a running agent.
+pub fn peek(directory: &Path) -> Result<Option<Loaded>, StoreError> {
+    Store::new(DiskFiles::look(directory)?).load()
+}
+
+/// What went wrong with the state directory, and what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A file operation failed.
+    #[error("can't {act} {}", path.display())]
+    File {
+        /// What was attempted.
+        act: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Key-ring files exist, and none is whole.
+    #[error(
+        "the key ring {} can't be used, and neither can its predecessor; nothing was changed. Restore the directory \
+         from a backup, or move the files away and run `twinkey-agent provision` with the device's connection string",
+        path.display()
+    )]
+    NoneUsable {
+        /// The newest file that was looked at.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: DamagedKeyRing,
+    },
+    /// The ring that should be written makes no sense.
+    #[error("the key ring can't be encoded")]
+    Encode {
+        /// What is wrong with it.
+        source: DamagedKeyRing,
+    },
+    /// Somebody else may read or replace the keys.
+    #[error("{} has mode {mode:04o}, so others than its owner can get at the keys: run `chmod {wanted:04o} {}`", path.display(), path.display())]
+    Permissions {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+        /// What they must be at most.
+        wanted: u32,
+    },
+    /// The directory belongs to another user.
+    #[error("{} belongs to user {owner}, and the agent runs as user {user}: run `chown {user} {}`", path.display(), path.display())]
+    Owner {
+        /// Which directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who the agent is.
+        user: u32,
+    },
+    /// Another agent uses the directory.
+    #[error("another twinkey-agent is running on {}: stop it first, or give this one a state directory of its own", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+impl<F> fmt::Debug for Store<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("next", &self.next).finish_non_exhaustive()
+    }
+}

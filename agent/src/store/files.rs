@@ -1,0 +1,145 @@
+//! The seam between the store and the file system: the five operations that it needs, in an order that it chooses.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use zeroize::Zeroizing;
+
+use super::StoreError;
+use crate::keyring::FILE_LEN_MAX;
+
+/// Permission bits of the state directory.
+const DIRECTORY_MODE: u32 = 0o700;
+/// Permission bits of its files.
+const FILE_MODE: u32 = 0o600;
+/// The file whose lock says that an agent is running.
+const LOCK: &str = "lock";
+
+/// File operations in one directory. Nothing is durable before the matching sync has succeeded.
+pub trait Files {
+    /// The whole file; `None` when there is none.
+    fn read(&self, name: &str) -> io::Result<Option<Zeroizing<Vec<u8>>>>;
+    /// Makes or replaces the file.
+    fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Makes the file's content durable.
+    fn sync(&mut self, name: &str) -> io::Result<()>;
+    /// Moves a file over another one.
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes renames durable.
+    fn sync_directory(&mut self) -> io::Result<()>;
+    /// The file's path, for messages.
+    fn path(&self, name: &str) -> PathBuf;
+}
+
+/// The real file system.
+#[derive(Debug)]
+pub struct DiskFiles {
+    directory: PathBuf,
+    /// Holds the lock for as long as it is open.
+    _lock: Option<File>,
+}
+
+impl DiskFiles {
+    /// Makes the directory if it does not exist, checks who can get at it, and locks it for this process.
+    pub(super) fn open(directory: &Path) -> Result<Self, StoreError> {
+        let failed = |act, path: &Path| {
+            let path = path.to_owned();
+            move |source| StoreError::File { act, path, source }
+        };
+        if !directory.exists() {
+            let mut builder = DirBuilder::new();
+            builder
+                .recursive(true)
+                .mode(DIRECTORY_MODE)
+                .create(directory)
+                .map_err(failed("create", directory))?;
+        }
+        check_directory(directory)?;
+        let lock_path = directory.join(LOCK);
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(&lock_path)
+            .map_err(failed("open", &lock_path))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { directory: directory.to_owned(), _lock: Some(lock) }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse { path: directory.to_owned() }),
+            Err(errno) => Err(failed("lock", &lock_path)(errno.into())),
+        }
+    }
+
+    /// The directory as it is, to read only.
+    pub(super) fn look(directory: &Path) -> Result<Self, StoreError> {
+        check_directory(directory)?;
+        Ok(Self { directory: directory.to_owned(), _lock: None })
+    }
+}
+
+impl Files for DiskFiles {
+    fn read(&self, name: &str) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+        let path = self.path(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mode = file.metadata()?.mode() & 0o7777;
+        if mode & !FILE_MODE != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "mode {mode:04o} lets others than its owner get at the keys: run `chmod {FILE_MODE:04o} {}`",
+                    path.display()
+                ),
+            ));
+        }
+        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX));
+        file.take(FILE_LEN_MAX as u64).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(FILE_MODE).open(self.path(name))?;
+        file.write_all(bytes)
+    }
+
+    fn sync(&mut self, name: &str) -> io::Result<()> {
+        File::open(self.path(name))?.sync_all()
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to))
+    }
+
+    fn sync_directory(&mut self) -> io::Result<()> {
+        File::open(&self.directory)?.sync_all()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+fn check_directory(directory: &Path) -> Result<(), StoreError> {
+    let metadata = fs::metadata(directory).map_err(|source| StoreError::File {
+        act: "open the state directory",
+        path: directory.to_owned(),
+        source,
+    })?;
+    let user = rustix::process::geteuid().as_raw();
+    if metadata.uid() != user && user != 0 {
+        return Err(StoreError::Owner { path: directory.to_owned(), owner: metadata.uid(), user });
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(StoreError::Permissions { path: directory.to_owned(), mode, wanted: DIRECTORY_MODE });
+    }
+    Ok(())
+}

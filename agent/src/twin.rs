@@ -1,0 +1,134 @@
+//! Between the twin's JSON and the machine's names: reads offers, opens sealed keys, writes reports.
+
+use twinkey_contract::offer::{Offer, OfferedKey, check_mark};
+use twinkey_contract::report::{Reason, Report, SlotReport, Status};
+use twinkey_contract::sealing::Binding;
+use twinkey_contract::{CONTRACT_VERSION, Fingerprint, KeySlot, Proof, RotationId};
+use twinkey_rotation as rotation;
+use twinkey_sas::Key;
+use uuid::Uuid;
+
+use crate::keyring::KeyRing;
+
+/// Reads the operator's part of a twin document. The offered keys become known to `key_ring` by their names; nothing
+/// uses them before the machine says so.
+pub fn read_desired(twin: &[u8], key_ring: &mut KeyRing, allow_unsealed: bool) -> rotation::Desired {
+    let offer = match Offer::read(twin) {
+        Ok(None) => return rotation::Desired::Nothing,
+        Ok(Some(offer)) => offer,
+        Err(error) => {
+            tracing::warn!(error = %error, "the offer in the twin can't be used; the keys stay as they are");
+            return invalid(error.rotation, error.code());
+        }
+    };
+    let id = offer.rotation;
+    let mut keys = rotation::PerSlot::default();
+    for (slot, offered) in [(KeySlot::Primary, offer.primary), (KeySlot::Secondary, offer.secondary)] {
+        let Some(offered) = offered else { continue };
+        match open(offered, slot, id, key_ring, allow_unsealed) {
+            Ok(key) => *keys.of_mut(slot_of(slot)) = Some(key_ring.learn(key)),
+            Err(reason) => {
+                tracing::warn!(?slot, ?reason, "the offered key can't be used; the keys stay as they are");
+                return invalid(Some(id), reason);
+            }
+        }
+    }
+    rotation::Desired::Offer(rotation::Offer { rotation: rotation::RotationId(id.0.as_u128()), keys })
+}
+
+/// Writes what the machine reports, with the proof that the agent holds the active key.
+pub fn write_report(report: &rotation::Report, key_ring: &KeyRing) -> Report {
+    let rotation = report.rotation.map(|id| RotationId(Uuid::from_u128(id.0)));
+    let active_key =
+        report.active.and_then(|slot| *report.held.of(slot)).and_then(|held| key_ring.key(held.key));
+    let proof = match (active_key, rotation) {
+        (Some(key), Some(rotation)) => Some(Proof::new(key, &key_ring.registration.identity, rotation)),
+        (Some(_) | None, _) => None,
+    };
+    let slot_report = |held: Option<rotation::Held>| {
+        held.map(|held| SlotReport {
+            fingerprint: Fingerprint(held.key.0),
+            proven_at: held.proven_at.map(|at| at.0),
+        })
+    };
+    Report {
+        contract: CONTRACT_VERSION,
+        agent: env!("CARGO_PKG_VERSION").to_owned(),
+        seal_to: Some(key_ring.sealing_key.public()),
+        sequence: report.sequence,
+        active: report.active.map(slot_text),
+        rotation,
+        status: match report.status {
+            rotation::Status::Idle => Status::Idle,
+            rotation::Status::Trying => Status::Trying,
+            rotation::Status::Committed => Status::Committed,
+            rotation::Status::Rejected => Status::Rejected,
+            rotation::Status::Invalid => Status::Invalid,
+            rotation::Status::Waiting => Status::Waiting,
+        },
+        reason: report.reason.map(|reason| match reason {
+            rotation::Reason::Refused => Reason::Refused,
+            rotation::Reason::Clock => Reason::Clock,
+            rotation::Reason::Network => Reason::Network,
+            rotation::Reason::Throttled => Reason::Throttled,
+            rotation::Reason::Storage => Reason::Storage,
+            rotation::Reason::Malformed => Reason::Malformed,
+            rotation::Reason::Checksum => Reason::Checksum,
+            rotation::Reason::UnsealedForbidden => Reason::UnsealedForbidden,
+            rotation::Reason::CannotUnseal => Reason::CannotUnseal,
+        }),
+        primary: slot_report(report.held.primary),
+        secondary: slot_report(report.held.secondary),
+        proof,
+    }
+}
+
+fn open(
+    offered: OfferedKey,
+    slot: KeySlot,
+    rotation: RotationId,
+    key_ring: &KeyRing,
+    allow_unsealed: bool,
+) -> Result<Key, Reason> {
+    let identity = &key_ring.registration.identity;
+    match offered {
+        OfferedKey::Plain(_) if !allow_unsealed => Err(Reason::UnsealedForbidden),
+        OfferedKey::Plain(key) => Ok(key),
+        OfferedKey::Sealed(sealed) => {
+            let binding = Binding { identity, slot, rotation };
+            let key = key_ring.sealing_key.unseal(&binding, &sealed).map_err(|_| Reason::CannotUnseal)?;
+            check_mark(slot, &key).map_err(|kind| kind.code())?;
+            Ok(key)
+        }
+    }
+}
+
+fn invalid(rotation: Option<RotationId>, reason: Reason) -> rotation::Desired {
+    let reason = match reason {
+        Reason::Refused => rotation::Reason::Refused,
+        Reason::Clock => rotation::Reason::Clock,
+        Reason::Network => rotation::Reason::Network,
+        Reason::Throttled => rotation::Reason::Throttled,
+        Reason::Storage => rotation::Reason::Storage,
+        Reason::Malformed => rotation::Reason::Malformed,
+        Reason::Checksum => rotation::Reason::Checksum,
+        Reason::UnsealedForbidden => rotation::Reason::UnsealedForbidden,
+        Reason::CannotUnseal => rotation::Reason::CannotUnseal,
+    };
+    let rotation = rotation.map(|id| rotation::RotationId(id.0.as_u128()));
+    rotation::Desired::Invalid(rotation::Invalid { rotation, reason })
+}
+
+fn slot_of(slot: KeySlot) -> rotation::KeySlot {
+    match slot {
+        KeySlot::Primary => rotation::KeySlot::Primary,
+        KeySlot::Secondary => rotation::KeySlot::Secondary,
+    }
+}
+
+fn slot_text(slot: rotation::KeySlot) -> KeySlot {
+    match slot {
+        rotation::KeySlot::Primary => KeySlot::Primary,
+        rotation::KeySlot::Secondary => KeySlot::Secondary,
+    }
+}

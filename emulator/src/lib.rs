@@ -1,0 +1,186 @@
+//! A local Azure IoT Hub, as a library: MQTT 3.1.1 over TLS for devices, the registry's REST interface for services,
+//! and faults on demand for tests.
+//!
+//! It behaves as the real hub is documented or has been observed to behave; where there is no evidence, the behaviour
+//! is a setting whose default is the likelier one. It shares no code with Twinkey's agent: above all it verifies
+//! tokens by itself, so that both ends can't be wrong together.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let options = twinkey_emulator::Options { data_dir: "hub".into(), ..Default::default() };
+//! let emulator = twinkey_emulator::start(options).await?;
+//! println!("MQTT over TLS on {}", emulator.ready().mqtts);
+//! emulator.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Faults
+//!
+//! `GET` and `POST /$emulator/faults` read and merge these fields; an unknown field is refused by name.
+//!
+//! | Field | Default | Meaning |
+//! |---|---|---|
+//! | `refuseNext` | `[]` | entries `{"identity", "count", "code"}`: the next CONNECTs to refuse; no identity means any, a count of 0 clears |
+//! | `propagationDelayMs` | 0 | time after a key change until CONNECT knows the new key |
+//! | `propagationDelayMsByIdentity` | `{}` | the same for single identities |
+//! | `previousKey` | `dies` | whether a replaced key `lives` or `dies` during that time |
+//! | `onKeyChange` | `keep` | whether a connection whose key left the registry is kept, or `drop`ped |
+//! | `onRefusedConnect` | `keep` | whether a refused CONNECT lets the live connection be, or `drop`s it |
+//! | `connackDelayMs` | 0 | wait before a CONNECT is looked at |
+//! | `muteConnack` | `false` | CONNECT gets no answer |
+//!
+//! # What it does not do
+//!
+//! MQTT over WebSocket, AMQP, X.509, file upload, routing, jobs, throttling and quotas, lock timeouts of
+//! cloud-to-device messages while a connection lasts, and queries other than of all twins.
+
+mod clock;
+mod cloud_to_device;
+mod error;
+mod faults;
+mod files;
+mod history;
+mod hub;
+mod identity;
+mod keys;
+mod listeners;
+mod methods;
+mod mqtt;
+mod options;
+mod policies;
+mod refusal;
+mod registry;
+mod rest;
+mod sas;
+mod telemetry;
+mod tls;
+mod topics;
+mod twin;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub use error::EmulatorError;
+pub use options::Options;
+
+use hub::Hub;
+use keys::KeySlot;
+use listeners::Listeners;
+use policies::Policies;
+use tls::Authority;
+
+/// Starts a hub on the current tokio runtime. When this returns, both ports listen and `hub.json` is written.
+///
+/// # Errors
+///
+/// An option makes no sense, the data directory can't be used, or an address can't be listened on.
+pub async fn start(options: Options) -> Result<Emulator, EmulatorError> {
+    options.check()?;
+    let dir = options.data_dir.clone();
+    files::create_dir(&dir)?;
+    let ready_file = dir.join("hub.json");
+    // One left by an earlier run would tell callers of ports that nobody listens on.
+    files::remove(&ready_file)?;
+    let authority = Authority::load_or_create(&dir)?;
+    let policies = Policies::load_or_create(&dir)?;
+    let tls = authority.acceptor(&options.host_name)?;
+    let listeners = Listeners::bind(options.mqtts, options.https).await?;
+    let addresses = listeners.addresses().map_err(|source| EmulatorError::Listen {
+        service: "MQTT over TLS and HTTPS",
+        address: options.mqtts,
+        source,
+    })?;
+    let (mqtts, https) = addresses;
+    let mut arm_token = [0; 32];
+    getrandom::fill(&mut arm_token)?;
+    let owner_key = policies.find("iothubowner").map(|owner| owner.key(KeySlot::Primary).encode());
+    let ready = Ready {
+        host_name: options.host_name.clone(),
+        mqtts: mqtts.to_string(),
+        https: https.to_string(),
+        ca_file: authority.file,
+        service_connection_string: format!(
+            "HostName={}:{};SharedAccessKeyName=iothubowner;SharedAccessKey={}",
+            options.host_name,
+            https.port(),
+            owner_key.unwrap_or_default(),
+        ),
+        arm_endpoint: format!("https://localhost:{}", https.port()),
+        arm_token: URL_SAFE_NO_PAD.encode(arm_token),
+    };
+    let text = serde_json::to_string_pretty(&ready)
+        .map_err(|error| EmulatorError::Damaged { path: ready_file.clone(), problem: error.to_string() })?;
+    let (stop, stopped) = oneshot::channel();
+    let hub = Arc::new(Hub::new(options, policies));
+    let task = tokio::spawn(listeners::run(hub, tls, listeners, addresses, stopped));
+    files::write_private(&ready_file, &text)?;
+    tracing::info!(%mqtts, %https, "the hub listens");
+    Ok(Emulator { ready, ready_file, stop, task })
+}
+
+/// A running hub. Dropping it stops the hub without waiting for that.
+#[derive(Debug)]
+pub struct Emulator {
+    ready: Ready,
+    ready_file: PathBuf,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Emulator {
+    /// Where the hub listens, and how to get in.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// Ends every connection, closes both ports and removes `hub.json`. Returns when that is done.
+    pub async fn shutdown(self) {
+        let _ = self.stop.send(());
+        if let Err(error) = self.task.await {
+            tracing::warn!(%error, "the hub ended badly");
+        }
+        if let Err(error) = files::remove(&self.ready_file) {
+            tracing::warn!(%error, "hub.json is still there");
+        }
+    }
+}
+
+/// Where the hub listens, and how to get in: the content of `hub.json`. It holds secrets; its `Debug` doesn't show them.
+#[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ready {
+    /// The hub's name in tokens and user names.
+    pub host_name: String,
+    /// Address of MQTT over TLS, `127.0.0.1:PORT`.
+    pub mqtts: String,
+    /// Address of HTTPS, `127.0.0.1:PORT`.
+    pub https: String,
+    /// The certificate that clients have to trust, PEM.
+    pub ca_file: PathBuf,
+    /// Connection string of the policy that may do everything.
+    pub service_connection_string: String,
+    /// Base address of the resource manager's interface.
+    pub arm_endpoint: String,
+    /// Bearer token of the resource manager's interface.
+    pub arm_token: String,
+}
+
+impl fmt::Debug for Ready {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ready")
+            .field("host_name", &self.host_name)
+            .field("mqtts", &self.mqtts)
+            .field("https", &self.https)
+            .field("ca_file", &self.ca_file)
+            .field("arm_endpoint", &self.arm_endpoint)
+            .finish_non_exhaustive()
+    }
+}

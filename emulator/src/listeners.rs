@@ -1,0 +1,144 @@
+//! The two listening sockets, and the tasks behind them: accepting, restarting, ending.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, info, warn};
+
+use crate::error::EmulatorError;
+use crate::history::ClosedBy;
+use crate::hub::Hub;
+use crate::mqtt;
+use crate::rest::{self, Service};
+
+/// Most connections at one time on each port; more are closed at once. Below the usual limit of open files.
+const CONNECTIONS_MAX: usize = 20_000;
+/// Wait after a failed accept: it fails at once again while, say, no file descriptor is free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait for HTTPS requests under way when the hub goes down.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Wait between attempts to get the ports back after a restart.
+const BIND_PAUSE: Duration = Duration::from_millis(50);
+
+/// The hub goes down, and comes back on the same ports.
+#[derive(Debug)]
+pub(crate) struct Restart {
+    pub(crate) down: Duration,
+    pub(crate) forget_sessions: bool,
+}
+
+/// Both sockets.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    mqtts: TcpListener,
+    https: TcpListener,
+}
+
+impl Listeners {
+    pub(crate) async fn bind(mqtts: SocketAddr, https: SocketAddr) -> Result<Self, EmulatorError> {
+        Ok(Self { mqtts: bind("MQTT over TLS", mqtts).await?, https: bind("HTTPS", https).await? })
+    }
+
+    /// The addresses with their real ports: first MQTT over TLS, then HTTPS.
+    pub(crate) fn addresses(&self) -> std::io::Result<(SocketAddr, SocketAddr)> {
+        Ok((self.mqtts.local_addr()?, self.https.local_addr()?))
+    }
+}
+
+async fn bind(service: &'static str, address: SocketAddr) -> Result<TcpListener, EmulatorError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| EmulatorError::Listen { service, address, source })
+}
+
+/// Accepts connections until `stop` is used or dropped. A restart closes everything in between.
+pub(crate) async fn run(
+    hub: Arc<Hub>,
+    tls: TlsAcceptor,
+    mut listeners: Listeners,
+    (mqtts, https): (SocketAddr, SocketAddr),
+    mut stop: oneshot::Receiver<()>,
+) {
+    // One restart at a time; a second request while one waits is refused.
+    let (sender, mut restarts) = mpsc::channel(1);
+    let service = Service { hub: hub.clone(), restarts: sender };
+    loop {
+        let restart = accept(&service, &tls, &listeners, &mut restarts, &mut stop).await;
+        drop(listeners);
+        let Some(Restart { down, forget_sessions }) = restart else {
+            return;
+        };
+        if forget_sessions {
+            hub.lock().forget_sessions();
+        }
+        info!(down_ms = down.as_millis(), forget_sessions, "down");
+        let rebound = async {
+            sleep(down).await;
+            loop {
+                match Listeners::bind(mqtts, https).await {
+                    Ok(listeners) => return listeners,
+                    Err(error) => warn!(%error, "the ports are not free again yet"),
+                }
+                sleep(BIND_PAUSE).await;
+            }
+        };
+        listeners = tokio::select! {
+            listeners = rebound => listeners,
+            _ = &mut stop => return,
+        };
+        info!("up again");
+    }
+}
+
+/// Accepts connections until the hub is to go down, and ends them all then. `None`: for good.
+async fn accept(
+    service: &Service,
+    tls: &TlsAcceptor,
+    listeners: &Listeners,
+    restarts: &mut mpsc::Receiver<Restart>,
+    stop: &mut oneshot::Receiver<()>,
+) -> Option<Restart> {
+    let hub = &service.hub;
+    let (mut devices, mut callers) = (JoinSet::new(), JoinSet::new());
+    let (close, closing) = watch::channel(false);
+    let restart = loop {
+        tokio::select! {
+            biased;
+            _ = &mut *stop => break None,
+            restart = restarts.recv() => break restart,
+            Some(_) = devices.join_next() => {}
+            Some(_) = callers.join_next() => {}
+            accepted = listeners.mqtts.accept() => match accepted {
+                Ok(_) if devices.len() >= CONNECTIONS_MAX => debug!("too many MQTT connections"),
+                Ok((tcp, _)) => drop(devices.spawn(mqtt::serve(hub.clone(), tcp, tls.clone()))),
+                Err(error) => pause(&error).await,
+            },
+            accepted = listeners.https.accept() => match accepted {
+                Ok(_) if callers.len() >= CONNECTIONS_MAX => debug!("too many HTTPS connections"),
+                Ok((tcp, _)) => {
+                    callers.spawn(rest::serve(service.clone(), tcp, tls.clone(), closing.clone()));
+                }
+                Err(error) => pause(&error).await,
+            },
+        }
+    };
+    hub.lock().close_all(ClosedBy::Restart);
+    devices.shutdown().await;
+    let _ = close.send(true);
+    let drained = async { while callers.join_next().await.is_some() {} };
+    if timeout(DRAIN_TIMEOUT, drained).await.is_err() {
+        debug!("HTTPS requests under way are cut off");
+    }
+    callers.shutdown().await;
+    restart
+}
+
+async fn pause(error: &std::io::Error) {
+    warn!(%error, "accept failed");
+    sleep(ACCEPT_PAUSE).await;
+}

@@ -1,0 +1,348 @@
+//! The command line: names and flags are those of `az iot hub`, so that hands know them.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use twinkey_contract::Identity;
+
+use crate::output::Format;
+
+/// Renews the keys of Azure IoT Hub devices without a device ever going dark.
+#[derive(Debug, Parser)]
+#[command(name = "twinkey", version, arg_required_else_help = true, after_help = concat!(
+"Try it without a hub or an account:
+  twinkey demo
+
+Every command explains itself: twinkey COMMAND --help
+Exit codes: 0 done, 1 failed, 2 usage, 3 refused as unsafe, 4 partly done."))]
+pub(crate) struct Cli {
+    /// How results are written to stdout.
+    #[arg(long, short, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the whole story on this machine: a hub, a gateway, and its keys renewed under running telemetry.
+    #[command(after_help = "\
+Examples:
+  twinkey demo              tell the story; exit code 0 if everything held
+  twinkey demo --json       the story goes to stderr, stdout ends with one JSON line
+  twinkey demo --keep       leave hub and gateway running afterwards, to try the other commands on")]
+    Demo(DemoArgs),
+    /// Run a local IoT hub: MQTT over TLS and the registry's REST interface.
+    #[command(after_help = "\
+The first line on stdout is JSON with ports, CA and the service's connection string, once the hub listens.
+
+Examples:
+  twinkey emulate
+  twinkey emulate --data-dir ./hub --mqtts 127.0.0.1:8883 --https 127.0.0.1:8443
+  twinkey device-identity list --login ./hub/hub.json")]
+    Emulate(EmulateArgs),
+    /// Look after device identities and renew their keys.
+    #[command(subcommand)]
+    DeviceIdentity(DeviceIdentity),
+    /// Make a SAS token from a key.
+    #[command(after_help = "\
+Examples:
+  twinkey generate-sas-token --key-file key.txt --resource hub.azure-devices.net/devices/pump-7
+  twinkey generate-sas-token --key-file - --resource hub.azure-devices.net --policy-name service --duration 5m < key.txt")]
+    GenerateSasToken(GenerateSasTokenArgs),
+    /// Check a SAS token, which is read from stdin. Exit code 0 if it is valid, 1 if it is not.
+    #[command(after_help = "\
+Examples:
+  twinkey verify-sas-token --key-file key.txt --resource hub.azure-devices.net/devices/pump-7 < token.txt
+  twinkey verify-sas-token --key-file key.txt --resource uri --now 1767225600 < token.txt")]
+    VerifySasToken(VerifySasTokenArgs),
+    /// The agent inside the demo.
+    #[command(hide = true, disable_help_flag = true)]
+    AgentProcess {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceIdentity {
+    /// Create a device; the hub makes its keys.
+    #[command(after_help = "Examples:\n  twinkey device-identity create -d pump-7 --login hub.txt")]
+    Create(CreateArgs),
+    /// Show a device. Keys are shown as fingerprints.
+    #[command(after_help = "Examples:\n  twinkey device-identity show -d pump-7 --login hub.txt --output json")]
+    Show(OneDevice),
+    /// List devices. Keys are shown as fingerprints.
+    #[command(after_help = "Examples:\n  twinkey device-identity list --login hub.txt --top 100")]
+    List(ListArgs),
+    /// Delete a device; it is cut off at once.
+    #[command(after_help = "Examples:\n  twinkey device-identity delete -d pump-7 --login hub.txt --yes")]
+    Delete(DeleteArgs),
+    /// Show a device's connection string, or write it to a file. It holds a key in plain text.
+    #[command(after_help = "\
+Examples:
+  twinkey device-identity connection-string -d pump-7 --login hub.txt --out pump-7.txt
+  twinkey device-identity connection-string -d pump-7 --login hub.txt --key-type secondary --show")]
+    ConnectionString(ConnectionStringArgs),
+    /// Renew a key of devices, hand it to them, and wait until they have proved that they live on it.
+    #[command(after_help = "\
+For each device: read identity and twin, make sure that the device does not use the slot, have the hub make a new
+key there, seal it for the agent and offer it in the twin, wait for the agent's proof, erase the offer. It is safe to
+stop at any point and to run the same command again: an unfinished renewal is finished, not begun anew.
+What could cut a device off (the slot in use, both slots, a device that does not answer) is refused with exit code 3.
+
+The hub's own regeneration knows no etag. With --etag the new key is made here and written with If-Match.
+
+Examples:
+  twinkey device-identity renew-key -d pump-7 --key-type secondary --login hub.txt
+  twinkey device-identity renew-key -d pump-7 pump-8 pump-9 --key-type primary --yes --output json --login hub.txt
+  twinkey device-identity renew-key -d pump-7 --key-type swap --yes --login hub.txt
+  twinkey device-identity renew-key -d pump-7 --key-type both --force-dark pump-7 --login hub.txt")]
+    RenewKey(RenewKeyArgs),
+}
+
+/// How to reach a hub.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct HubArgs {
+    /// File with the hub's service connection string (or hub.json of `twinkey emulate`). Without it, the variable
+    /// IOTHUB_CONNECTION_STRING is read.
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) login: Option<PathBuf>,
+    /// PEM file with a CA to trust besides the system's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// End stdout with one JSON line; the story goes to stderr.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Leave everything running afterwards, and say what to try next.
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EmulateArgs {
+    /// Where CA, policies and hub.json are kept; without it, a temporary directory that is removed at the end.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where to listen for MQTT over TLS. Port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub(crate) mqtts: SocketAddr,
+    /// Where to listen for HTTPS. Port 0 picks a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub(crate) https: SocketAddr,
+    /// The hub's name in tokens, connection strings and its certificate.
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub(crate) host_name: String,
+    /// How long a connection outlives its token.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    pub(crate) token_grace: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneDevice {
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+    /// The device.
+    #[arg(long, short, value_name = "ID", value_parser = parse_device_id)]
+    pub(crate) device_id: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceStatus {
+    Enabled,
+    Disabled,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    pub(crate) device: OneDevice,
+    /// Whether the device may connect.
+    #[arg(long, value_enum, default_value = "enabled")]
+    pub(crate) status: DeviceStatus,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+    /// Most devices to list; a hub gives 1000 at once.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) top: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    #[command(flatten)]
+    pub(crate) device: OneDevice,
+    /// Only if the identity still has this etag.
+    #[arg(long, short)]
+    pub(crate) etag: Option<String>,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SlotName {
+    Primary,
+    Secondary,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConnectionStringArgs {
+    #[command(flatten)]
+    pub(crate) device: OneDevice,
+    /// The key that goes into it.
+    #[arg(long, alias = "kt", value_enum, default_value = "primary")]
+    pub(crate) key_type: SlotName,
+    #[command(flatten)]
+    pub(crate) destination: Destination,
+}
+
+/// A key leaves only where somebody said so.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Destination {
+    /// Print it.
+    #[arg(long)]
+    pub(crate) show: bool,
+    /// Write it to a new file that only you can read.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub(crate) enum KeyType {
+    /// A new primary key.
+    Primary,
+    /// A new secondary key.
+    Secondary,
+    /// Two new keys: the device goes dark if it misses them.
+    Both,
+    /// No new key: primary and secondary change places.
+    Swap,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenewKeyArgs {
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+    /// The devices.
+    #[arg(long, short, value_name = "ID", required = true, num_args = 1.., value_parser = parse_device_id)]
+    pub(crate) device_id: Vec<String>,
+    /// What to renew.
+    #[arg(long, alias = "kt", value_enum)]
+    pub(crate) key_type: KeyType,
+    /// Only if the identity still has this etag; one device at a time.
+    #[arg(long, short)]
+    pub(crate) etag: Option<String>,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(crate) yes: bool,
+    /// Renew in the registry only; a later run without this flag delivers the key.
+    #[arg(long)]
+    pub(crate) no_deliver: bool,
+    /// Go on with these devices although they may go dark.
+    #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_device_id)]
+    pub(crate) force_dark: Vec<String>,
+    /// How long to wait for each device's proof.
+    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = parse_duration)]
+    pub(crate) timeout: Duration,
+    /// No progress bar and no progress lines.
+    #[arg(long)]
+    pub(crate) no_progress: bool,
+    /// Offer keys unsealed: everybody who may read the twin can read them until they are erased.
+    #[arg(long)]
+    pub(crate) plain: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateSasTokenArgs {
+    /// File with the key in base64; `-` reads stdin.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: PathBuf,
+    /// What the token gives access to, in plain text: HOST, HOST/devices/ID or HOST/devices/ID/modules/ID.
+    #[arg(long, value_name = "RESOURCE")]
+    pub(crate) resource: String,
+    /// When it expires, in Unix seconds.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "duration")]
+    pub(crate) expiry: Option<u64>,
+    /// How long it is valid from now.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+    pub(crate) duration: Duration,
+    /// The policy whose key this is; not for a device's key.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) policy_name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifySasTokenArgs {
+    /// File with the key in base64.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: PathBuf,
+    /// What the token must give access to, in plain text.
+    #[arg(long, value_name = "RESOURCE")]
+    pub(crate) resource: String,
+    /// The time to judge by, in Unix seconds, instead of now.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) now: Option<u64>,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|e| format!("{e}; write it like 90s, 10m or 1h"))
+}
+
+fn parse_device_id(text: &str) -> Result<String, String> {
+    // Every URL library takes these for directions, encoded or not.
+    if text == "." || text == ".." {
+        return Err("this id can't stand in a URL".to_owned());
+    }
+    Identity::new(text, None).map(|identity| identity.device_id).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
+        Cli::command().debug_assert();
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let help = sub.get_after_help().map(ToString::to_string);
+                let has_example = help.is_some_and(|text| text.contains("Examples:"));
+                assert!(has_example || sub.has_subcommands(), "{} has no example", sub.get_name());
+                check(sub);
+            }
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn ids_that_no_hub_has_are_refused() {
+        for id in ["", ".", "..", "a b", "a/b", "dévice", "a\n", &"x".repeat(129)] {
+            assert!(parse_device_id(id).is_err(), "{id:?}");
+        }
+        for id in ["pump-7", "a.b", "...", "-.%_#*?!(),:=@$'+", &"x".repeat(128)] {
+            assert!(parse_device_id(id).is_ok(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_string_needs_to_be_told_where_to_go() {
+        let parse = |extra: &[&str]| Cli::try_parse_from(["twinkey", "device-identity", "connection-string", "-d", "d"].iter().chain(extra));
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--show", "--out", "f"]).is_err());
+        assert!(parse(&["--show"]).is_ok() && parse(&["--out", "f"]).is_ok());
+    }
+}

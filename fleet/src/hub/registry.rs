@@ -1,0 +1,253 @@
+//! Identities and twins as the hub's REST interface shows them (api-version 2021-04-12).
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
+use twinkey_contract::offer::{Offer, OfferError};
+use twinkey_contract::report::Report;
+use twinkey_contract::{Fingerprint, KeySlot};
+use twinkey_sas::Key;
+
+/// A device identity. What is not named here is kept and sent back as it came: a PUT replaces the whole identity.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Device {
+    pub(crate) device_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) etag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) connection_state: Option<String>,
+    #[serde(default)]
+    pub(crate) authentication: Authentication,
+    #[serde(flatten)]
+    pub(crate) rest: Map<String, Value>,
+}
+
+/// How a device authenticates.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Authentication {
+    /// `sas`, `selfSigned`, `certificateAuthority` or `none`.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) symmetric_key: Option<SymmetricKey>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// The two slots.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SymmetricKey {
+    #[serde(default)]
+    pub(crate) primary_key: RegistryKey,
+    #[serde(default)]
+    pub(crate) secondary_key: RegistryKey,
+}
+
+/// A slot of the registry.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum RegistryKey {
+    #[default]
+    Absent,
+    Key(Key),
+    /// A text that is no key of 16 to 64 bytes. One odd device must not hide all others from a list.
+    Unreadable,
+}
+
+/// Both keys of a device that authenticates by keys.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyPair {
+    pub(crate) primary: Key,
+    pub(crate) secondary: Key,
+}
+
+/// A device twin, as far as it concerns the renewal of keys.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Twin {
+    pub(crate) etag: String,
+    pub(crate) properties: Properties,
+}
+
+/// Both halves of a twin.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Properties {
+    #[serde(default)]
+    pub(crate) desired: Value,
+    #[serde(default)]
+    pub(crate) reported: Value,
+}
+
+/// Answer to a regeneration. Statuses 200, 207 and 400 all carry it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Regenerated {
+    #[serde(default)]
+    pub(crate) rotated_keys: Vec<RotatedKeys>,
+    #[serde(default)]
+    pub(crate) errors: Vec<RegenerationError>,
+}
+
+/// The keys of one identity after a regeneration.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RotatedKeys {
+    pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) primary_key: RegistryKey,
+    #[serde(default)]
+    pub(crate) secondary_key: RegistryKey,
+}
+
+/// Why the keys of one identity were not regenerated.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RegenerationError {
+    #[serde(default)]
+    pub(crate) id: Option<String>,
+    /// A name or a number, depending on the hub's version.
+    #[serde(default)]
+    pub(crate) error_code: Value,
+}
+
+impl Device {
+    /// Both keys; `None` unless the device authenticates by keys and both can be read.
+    pub(crate) fn keys(&self) -> Option<KeyPair> {
+        let SymmetricKey { primary_key, secondary_key } = self.authentication.symmetric_key.as_ref()?;
+        let (RegistryKey::Key(primary), RegistryKey::Key(secondary)) = (primary_key, secondary_key) else { return None };
+        let is_sas = self.authentication.kind.as_deref().is_none_or(|kind| kind == "sas");
+        is_sas.then(|| KeyPair { primary: primary.clone(), secondary: secondary.clone() })
+    }
+
+    /// Puts `keys` into the registry's slots.
+    pub(crate) fn replace_keys(&mut self, keys: &KeyPair) {
+        self.authentication.symmetric_key = Some(SymmetricKey {
+            primary_key: RegistryKey::Key(keys.primary.clone()),
+            secondary_key: RegistryKey::Key(keys.secondary.clone()),
+        });
+    }
+
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.status.as_deref().is_none_or(|status| status.eq_ignore_ascii_case("enabled"))
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection_state.as_deref().is_some_and(|state| state.eq_ignore_ascii_case("connected"))
+    }
+}
+
+impl RegistryKey {
+    /// What may be shown of it.
+    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Key(key) => Some(Fingerprint::of(key)),
+            Self::Absent | Self::Unreadable => None,
+        }
+    }
+}
+
+impl KeyPair {
+    pub(crate) fn of(&self, slot: KeySlot) -> &Key {
+        match slot {
+            KeySlot::Primary => &self.primary,
+            KeySlot::Secondary => &self.secondary,
+        }
+    }
+
+    pub(crate) fn fingerprint(&self, slot: KeySlot) -> Fingerprint {
+        Fingerprint::of(self.of(slot))
+    }
+
+    /// The same keys in each other's places.
+    pub(crate) fn swapped(&self) -> Self {
+        Self { primary: self.secondary.clone(), secondary: self.primary.clone() }
+    }
+
+    /// These keys, but `key` in `slot`.
+    pub(crate) fn with(&self, slot: KeySlot, key: Key) -> Self {
+        match slot {
+            KeySlot::Primary => Self { primary: key, secondary: self.secondary.clone() },
+            KeySlot::Secondary => Self { primary: self.primary.clone(), secondary: key },
+        }
+    }
+}
+
+impl Twin {
+    /// The agent's section of the reported properties, where there is one.
+    pub(crate) fn report(&self) -> Result<Option<Report>, String> {
+        Report::read(&self.properties.reported)
+    }
+
+    /// The offer that stands in the desired properties.
+    pub(crate) fn offer(&self) -> Result<Option<Offer>, OfferError> {
+        Offer::read_desired(&self.properties.desired)
+    }
+}
+
+impl Serialize for RegistryKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Key(key) => serializer.serialize_str(key.expose_base64(&mut [0; 88])),
+            Self::Absent | Self::Unreadable => serializer.serialize_none(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RegistryKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = RegistryKey;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key in base64, or null")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RegistryKey, E> {
+                Ok(if text.is_empty() { RegistryKey::Absent } else { Key::from_base64(text).map_or(RegistryKey::Unreadable, RegistryKey::Key) })
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<RegistryKey, E> {
+                Ok(RegistryKey::Absent)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDENTITY: &str = r#"{"deviceId":"d1","etag":"abc","status":"enabled","connectionState":"Connected","generationId":"1",
+        "capabilities":{"iotEdge":true},"authentication":{"type":"sas","x509Thumbprint":{"primaryThumbprint":null},
+        "symmetricKey":{"primaryKey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","secondaryKey":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="}}}"#;
+
+    #[test]
+    fn what_is_not_understood_is_sent_back_as_it_came() {
+        let mut device: Device = serde_json::from_str(IDENTITY).unwrap();
+        let pair = device.keys().unwrap();
+        device.replace_keys(&pair.swapped());
+        let mut expected: Value = serde_json::from_str(IDENTITY).unwrap();
+        let keys = &mut expected["authentication"]["symmetricKey"];
+        (keys["primaryKey"], keys["secondaryKey"]) = (keys["secondaryKey"].clone(), keys["primaryKey"].clone());
+        assert_eq!(serde_json::to_value(&device).unwrap(), expected);
+    }
+
+    #[test]
+    fn an_odd_key_does_not_hide_its_device() {
+        for odd in ["null", r#""""#, r#""short""#, r#""%%%%""#] {
+            let text = IDENTITY.replace(r#""AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=""#, odd);
+            let device: Device = serde_json::from_str(&text).unwrap();
+            assert!(device.keys().is_none(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn debug_output_of_an_identity_holds_no_key() {
+        let device: Device = serde_json::from_str(IDENTITY).unwrap();
+        let text = format!("{device:?} {:?}", device.keys());
+        assert!(!text.contains("AAAAAAAA") && !text.contains("AQEBAQ"), "{text}");
+    }
+}

@@ -1,0 +1,166 @@
+//! HTTPS with limits: trusted roots, bounded waits, bounded bodies, no redirects.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::{Method, Request, Url};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use zeroize::Zeroizing;
+
+use super::error::HubError;
+use crate::failure::Failure;
+
+/// Longest wait for a TCP and TLS connection, in seconds.
+const CONNECT_TIMEOUT_SECS: u64 = 10;
+/// Longest wait for a whole answer, in seconds. Hubs shape traffic by answering late before they answer 429.
+const ANSWER_TIMEOUT_SECS: u64 = 60;
+/// Longest answer that is read, in bytes. A list of 1000 identities, the most a hub gives at once, takes about 1.2 MB.
+const ANSWER_LEN_MAX: usize = 8 * 1024 * 1024;
+/// Longest file of certificates that is read, in bytes; the whole of a public trust store takes 250 KB.
+const CA_FILE_LEN_MAX: u64 = 1024 * 1024;
+
+/// A client for one origin.
+pub(crate) struct Transport {
+    http: reqwest::Client,
+    origin: String,
+}
+
+/// A whole answer; its body may hold keys and is wiped.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) error_code: Option<String>,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) body: Zeroizing<Vec<u8>>,
+}
+
+impl Transport {
+    /// For `https://{authority}`, trusting the system's roots and those in `ca_file`.
+    pub(crate) fn new(authority: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
+        let fail = |e: &dyn std::fmt::Display| Failure::failed(format!("set up HTTPS: {e}"));
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|e| fail(&e))?
+            .with_root_certificates(trusted_roots(ca_file)?)
+            .with_no_client_auth();
+        let builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .https_only(true)
+            // A redirect would carry the token to somebody else.
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(CONNECT_TIMEOUT_SECS))
+            .timeout(Duration::from_secs(ANSWER_TIMEOUT_SECS))
+            .user_agent(concat!("twinkey/", env!("CARGO_PKG_VERSION")));
+        // A proxy is for the world outside, not for a hub on this machine.
+        let builder = if is_loopback(authority) { builder.no_proxy() } else { builder };
+        let http = builder.build().map_err(|e| fail(&e))?;
+        Ok(Self { http, origin: format!("https://{authority}") })
+    }
+
+    /// One exchange, without repetition. `path` starts with a slash and is percent-encoded.
+    pub(crate) async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Option<Zeroizing<Vec<u8>>>,
+    ) -> Result<Answer, HubError> {
+        let call = describe(&method, path);
+        let url = Url::parse(&format!("{}{path}", self.origin));
+        let url = url.map_err(|e| HubError::Token { reason: format!("HostName makes no URL: {e}") })?;
+        let mut request = Request::new(method, url);
+        *request.headers_mut() = headers;
+        if let Some(body) = body {
+            let json = reqwest::header::HeaderValue::from_static("application/json; charset=utf-8");
+            request.headers_mut().insert(CONTENT_TYPE, json);
+            *request.body_mut() = Some(body.to_vec().into());
+        }
+        let response = self.http.execute(request).await.map_err(|source| {
+            let (call, source) = (call.clone(), source.without_url());
+            if source.is_connect() { HubError::Unreached { call, source } } else { HubError::Unanswered { call, source } }
+        })?;
+        let status = response.status().as_u16();
+        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let error_code = header("iothub-errorcode");
+        let retry_after = header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let body = read_bounded(response, &call).await?;
+        Ok(Answer { status, error_code, retry_after, body })
+    }
+}
+
+/// Method and path without the query, for messages.
+pub(crate) fn describe(method: &Method, path: &str) -> String {
+    let path = path.split_once('?').map_or(path, |(path, _)| path);
+    format!("{method} {path}")
+}
+
+async fn read_bounded(mut response: reqwest::Response, call: &str) -> Result<Zeroizing<Vec<u8>>, HubError> {
+    let mut body = Zeroizing::new(Vec::new());
+    loop {
+        match response.chunk().await {
+            Ok(None) => return Ok(body),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_LEN_MAX => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => return Err(HubError::TooLong { call: call.to_owned(), max_bytes: ANSWER_LEN_MAX }),
+            Err(source) => {
+                let (call, read_bytes) = (call.to_owned(), body.len());
+                return Err(HubError::Cut { call, read_bytes, source: source.without_url() });
+            }
+        }
+    }
+}
+
+fn trusted_roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Failure> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(path) = ca_file {
+        let fail = |what: String| {
+            Failure::usage(format!("--ca-file {}: {what}", path.display())).next("give a PEM file with the CA's certificate")
+        };
+        let len = fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
+        if len > CA_FILE_LEN_MAX {
+            return Err(fail(format!("{len} bytes; at most {CA_FILE_LEN_MAX} are read")));
+        }
+        let pem = fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let mut count = 0;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|e| fail(format!("is no PEM file: {e}")))?;
+            roots.add(certificate).map_err(|e| fail(format!("certificate {}: {e}", count + 1)))?;
+            count += 1;
+        }
+        if count == 0 {
+            return Err(fail("holds no certificate".to_owned()));
+        }
+    }
+    if roots.is_empty() {
+        return Err(Failure::failed("this system has no trusted root certificates")
+            .next("install the package ca-certificates, or give --ca-file"));
+    }
+    Ok(roots)
+}
+
+fn is_loopback(authority: &str) -> bool {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        Some(_) | None => authority,
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_bypass_the_proxy() {
+        for local in ["localhost", "localhost:8443", "127.0.0.1:443", "[::1]:443"] {
+            assert!(is_loopback(local), "{local}");
+        }
+        for remote in ["hub.azure-devices.net", "localhost.example.com", "10.0.0.1:443"] {
+            assert!(!is_loopback(remote), "{remote}");
+        }
+    }
+}

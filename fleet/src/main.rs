@@ -1,0 +1,63 @@
+//! `twinkey`: renews the keys of Azure IoT Hub devices without a device ever going dark.
+//!
+//! `cli` says what can be asked, `hub` speaks to a hub, `renew` is the operator's order, `demo` tells the story,
+//! `output` prints.
+
+mod cli;
+mod clock;
+mod confirm;
+mod demo;
+mod emulate;
+mod failure;
+mod hub;
+mod identities;
+mod output;
+mod renew;
+mod secrets;
+mod tokens;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, DeviceIdentity};
+use failure::{Exit, Failure};
+
+fn main() -> ExitCode {
+    let Cli { output: format, command } = Cli::parse();
+    let result = match command {
+        // The agent brings its own runtime.
+        Command::AgentProcess { args } => return run_agent(args),
+        Command::GenerateSasToken(args) => tokens::generate(&args, format),
+        Command::VerifySasToken(args) => tokens::verify(&args, format),
+        Command::Demo(args) => block_on(demo::run(args)),
+        Command::Emulate(args) => block_on(emulate::run(args)),
+        Command::DeviceIdentity(DeviceIdentity::Create(args)) => block_on(identities::create(&args, format)),
+        Command::DeviceIdentity(DeviceIdentity::Show(args)) => block_on(identities::show(&args, format)),
+        Command::DeviceIdentity(DeviceIdentity::List(args)) => block_on(identities::list(&args, format)),
+        Command::DeviceIdentity(DeviceIdentity::Delete(args)) => block_on(identities::delete(&args, format)),
+        Command::DeviceIdentity(DeviceIdentity::ConnectionString(args)) => block_on(identities::connection_string(&args, format)),
+        Command::DeviceIdentity(DeviceIdentity::RenewKey(args)) => block_on(renew::run(args, format)),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output::failure(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|e| Failure::failed(format!("start the runtime: {e}")))?.block_on(command)
+}
+
+fn run_agent(args: Vec<OsString>) -> ExitCode {
+    // An agent must not outlive its demo, whatever ends that.
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)) {
+        output::warn(&format!("the agent may outlive the demo: {error}"));
+    }
+    twinkey_agent::main_from([OsString::from("twinkey-agent")].into_iter().chain(args))
+}

@@ -1,0 +1,132 @@
+//! The only module that prints. Results go to stdout; progress, notes and errors go to stderr.
+//!
+//! A closed pipe is no error: whoever reads has seen enough.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Aligned columns for people.
+    #[default]
+    Table,
+    /// One JSON document for programs.
+    Json,
+}
+
+/// Rows under a header.
+pub(crate) struct Table {
+    header: &'static [&'static str],
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new(header: &'static [&'static str]) -> Self {
+        Self { header, rows: Vec::new() }
+    }
+
+    pub(crate) fn push(&mut self, row: impl IntoIterator<Item = String>) {
+        self.rows.push(row.into_iter().map(|cell| printable(&cell)).collect());
+    }
+
+    fn render(&self, bold_header: bool) -> String {
+        let width_of = |column: usize, title: &str| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).chain([title.chars().count()]).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = self.header.iter().enumerate().map(|(i, title)| width_of(i, title)).collect();
+        let line = |cells: &mut dyn Iterator<Item = &str>| {
+            let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width));
+            padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        };
+        let header = line(&mut self.header.iter().copied());
+        let mut text = if bold_header { format!("\x1b[1m{header}\x1b[0m\n") } else { format!("{header}\n") };
+        for row in &self.rows {
+            text.push_str(&line(&mut row.iter().map(String::as_str)));
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// One line on stdout.
+pub(crate) fn line(text: &str) {
+    write_all(io::stdout().lock(), &format!("{text}\n"));
+}
+
+/// One line on stderr: progress or guidance.
+pub(crate) fn note(text: &str) {
+    write_all(io::stderr().lock(), &format!("{text}\n"));
+}
+
+/// One warning on stderr.
+pub(crate) fn warn(text: &str) {
+    note(&format!("warning: {}", printable(text)));
+}
+
+/// A question on stderr, without a line end.
+pub(crate) fn ask(question: &str) {
+    write_all(io::stderr().lock(), &format!("{question} "));
+}
+
+/// A table on stdout.
+pub(crate) fn table(table: &Table) {
+    write_all(io::stdout().lock(), &table.render(is_coloured(&io::stdout())));
+}
+
+/// One JSON value on stdout, in several lines.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
+    line(&text);
+    Ok(())
+}
+
+/// One JSON value on stdout, in one line.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
+    line(&text);
+    Ok(())
+}
+
+/// What happened, then what to do.
+pub(crate) fn failure(failure: &Failure) {
+    note(&format!("error: {}", printable(&failure.what)));
+    if let Some(next) = &failure.next {
+        note(&format!("  next: {}", printable(next)));
+    }
+}
+
+/// Whether this stream shows colour: a terminal, and nobody set `NO_COLOR` (<https://no-color.org>).
+pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Text from the hub or a file, made safe for a terminal: control characters could rewrite the screen.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn write_all(mut stream: impl Write, text: &str) {
+    // Nothing can be said when the stream that says things is gone.
+    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_control_characters_do_not_reach_the_terminal() {
+        let mut table = Table::new(&["DEVICE", "STATUS"]);
+        table.push(["pump-7".to_owned(), "enabled".to_owned()]);
+        table.push(["long-device-name".to_owned(), "dis\x1b[2Jabled".to_owned()]);
+        let expected = "DEVICE            STATUS\npump-7            enabled\nlong-device-name  dis [2Jabled\n";
+        assert_eq!(table.render(false), expected);
+        assert!(table.render(true).starts_with("\x1b[1mDEVICE"));
+    }
+}

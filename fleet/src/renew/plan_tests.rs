@@ -1,0 +1,266 @@
+//! Every combination of what registry, twin and operator can say, and the cases that have names.
+
+use twinkey_contract::report::{Reason, Report, SlotReport, Status};
+use twinkey_contract::{Fingerprint, Identity, KeySlot, Proof, RotationId};
+use twinkey_sas::Key;
+
+use super::plan::{Change, Facts, Plan, Refusal, Request, Slots, Standing, plan};
+use crate::cli::KeyType;
+use crate::hub::KeyPair;
+
+const KEY_TYPES: [KeyType; 4] = [KeyType::Primary, KeyType::Secondary, KeyType::Both, KeyType::Swap];
+
+fn key(seed: u8) -> Key {
+    Key::from_bytes(&[seed; 32]).unwrap()
+}
+
+/// The registry: key 1 is primary, key 2 is secondary. Other numbers are keys that it does not hold.
+fn registry() -> KeyPair {
+    KeyPair { primary: key(1), secondary: key(2) }
+}
+
+fn identity() -> Identity {
+    Identity::new("d1", None).unwrap()
+}
+
+fn rotation(number: u128) -> RotationId {
+    format!("00000000-0000-7000-8000-{number:012x}").parse().unwrap()
+}
+
+/// What an agent says that holds these keys and lives on that of `active`.
+#[derive(Clone, Copy, Debug)]
+struct Says {
+    active: Option<KeySlot>,
+    primary: Option<u8>,
+    secondary: Option<u8>,
+    rotation: Option<(u128, Status)>,
+    /// The key that the proof is made with.
+    proof: Option<u8>,
+}
+
+impl Says {
+    fn report(self) -> Report {
+        let slot = |seed: Option<u8>| seed.map(|s| SlotReport { fingerprint: Fingerprint::of(&key(s)), proven_at: Some(0) });
+        let rotation_id = self.rotation.map(|(number, _)| rotation(number));
+        Report {
+            contract: 1,
+            agent: "0".to_owned(),
+            seal_to: None,
+            sequence: 1,
+            active: self.active,
+            rotation: rotation_id,
+            status: self.rotation.map_or(Status::Idle, |(_, status)| status),
+            reason: None::<Reason>,
+            primary: slot(self.primary),
+            secondary: slot(self.secondary),
+            proof: rotation_id.zip(self.proof).map(|(id, seed)| Proof::new(&key(seed), &identity(), id)),
+        }
+    }
+}
+
+/// An agent that knows both of the registry's keys and lives on the primary one.
+fn on_primary() -> Says {
+    Says { active: Some(KeySlot::Primary), primary: Some(1), secondary: Some(2), rotation: None, proof: None }
+}
+
+fn decide(says: Option<Says>, standing: Option<Standing>, request: Request) -> Plan {
+    let (report, keys, identity) = (says.map(Says::report), registry(), identity());
+    let facts =
+        Facts { identity: &identity, is_enabled: true, is_connected: true, keys: &keys, report: report.as_ref(), standing };
+    plan(&facts, request)
+}
+
+fn ask(key_type: KeyType) -> Request {
+    Request { key_type, is_forced: false, delivers: true }
+}
+
+fn offer(number: u128, primary: bool, secondary: bool) -> Option<Standing> {
+    Some(Standing { rotation: rotation(number), primary, secondary })
+}
+
+fn renew(change: Change, offer: Slots) -> Plan {
+    Plan::Renew { change, offer, in_spite_of: None }
+}
+
+#[test]
+fn the_slot_that_the_device_does_not_use_is_regenerated_and_offered() {
+    let expected = renew(Change::Regenerate(KeySlot::Secondary), Slots::One(KeySlot::Secondary));
+    assert_eq!(decide(Some(on_primary()), None, ask(KeyType::Secondary)), expected);
+}
+
+#[test]
+fn a_device_that_knows_one_key_only_gets_a_new_other_one() {
+    let says = Says { secondary: None, ..on_primary() };
+    let expected = renew(Change::Regenerate(KeySlot::Secondary), Slots::One(KeySlot::Secondary));
+    assert_eq!(decide(Some(says), None, ask(KeyType::Secondary)), expected);
+}
+
+#[test]
+fn the_slot_in_use_is_refused_and_named() {
+    let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Primary });
+    assert_eq!(decide(Some(on_primary()), None, ask(KeyType::Primary)), refused);
+}
+
+#[test]
+fn the_fingerprint_decides_which_slot_is_in_use_and_not_the_agents_label() {
+    // Provisioned with the secondary key, which the agent files under "primary".
+    let says = Says { active: Some(KeySlot::Primary), primary: Some(2), secondary: None, rotation: None, proof: None };
+    let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
+    assert_eq!(decide(Some(says), None, ask(KeyType::Secondary)), refused);
+    // Both keys are told, so that the labels get right.
+    let expected = renew(Change::Regenerate(KeySlot::Primary), Slots::Both);
+    assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), expected);
+}
+
+#[test]
+fn a_device_that_can_not_answer_is_refused() {
+    let (keys, identity, report) = (registry(), identity(), on_primary().report());
+    let mut facts = Facts {
+        identity: &identity,
+        is_enabled: true,
+        is_connected: false,
+        keys: &keys,
+        report: Some(&report),
+        standing: None,
+    };
+    assert_eq!(plan(&facts, ask(KeyType::Swap)), Plan::Refuse(Refusal::NotConnected));
+    facts.is_enabled = false;
+    assert_eq!(plan(&facts, ask(KeyType::Swap)), Plan::Refuse(Refusal::Disabled));
+    assert_eq!(decide(None, None, ask(KeyType::Secondary)), Plan::Refuse(Refusal::NoAgent));
+    let silent = Says { active: None, ..on_primary() };
+    assert_eq!(decide(Some(silent), None, ask(KeyType::Secondary)), Plan::Refuse(Refusal::ActiveUnknown));
+}
+
+#[test]
+fn an_agent_of_another_contract_counts_as_none() {
+    let (keys, identity) = (registry(), identity());
+    let report = Report { contract: 2, ..on_primary().report() };
+    let report = Some(&report);
+    let facts = Facts { identity: &identity, is_enabled: true, is_connected: true, keys: &keys, report, standing: None };
+    assert_eq!(plan(&facts, ask(KeyType::Secondary)), Plan::Refuse(Refusal::NoAgent));
+}
+
+#[test]
+fn a_key_that_the_registry_does_not_hold_and_a_false_proof_are_refused() {
+    let stranger = Says { primary: Some(9), ..on_primary() };
+    assert_eq!(decide(Some(stranger), None, ask(KeyType::Secondary)), Plan::Refuse(Refusal::KeyUnknown));
+    let liar = Says { rotation: Some((7, Status::Committed)), proof: Some(9), ..on_primary() };
+    assert_eq!(decide(Some(liar), None, ask(KeyType::Secondary)), Plan::Refuse(Refusal::ProofFails));
+}
+
+#[test]
+fn what_an_earlier_run_regenerated_is_delivered_and_not_regenerated_again() {
+    // Stopped between regenerating and offering: the registry's secondary key is news to the device.
+    let says = Says { secondary: Some(8), ..on_primary() };
+    let expected = renew(Change::Nothing, Slots::One(KeySlot::Secondary));
+    assert_eq!(decide(Some(says), None, ask(KeyType::Secondary)), expected);
+    // Stopped while the device was trying.
+    let says = Says { rotation: Some((7, Status::Trying)), secondary: None, ..on_primary() };
+    assert_eq!(decide(Some(says), offer(7, false, true), ask(KeyType::Secondary)), expected);
+    // Stopped after the device had said no.
+    let says = Says { rotation: Some((7, Status::Rejected)), proof: Some(1), ..on_primary() };
+    assert_eq!(decide(Some(says), offer(7, false, true), ask(KeyType::Secondary)), expected);
+}
+
+#[test]
+fn a_renewal_that_was_proved_is_only_settled() {
+    let moved = Says {
+        active: Some(KeySlot::Secondary),
+        primary: Some(1),
+        secondary: Some(2),
+        rotation: Some((7, Status::Committed)),
+        proof: Some(2),
+    };
+    let settled = Plan::Settle { rotation: rotation(7) };
+    assert_eq!(decide(Some(moved), offer(7, false, true), ask(KeyType::Secondary)), settled);
+    // Without its proof, or for another rotation, the slot is simply in use.
+    let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
+    let unproved = Says { proof: None, ..moved };
+    assert_eq!(decide(Some(unproved), offer(7, false, true), ask(KeyType::Secondary)), refused);
+    assert_eq!(decide(Some(moved), offer(6, false, true), ask(KeyType::Secondary)), refused);
+    // The leftover of the other slot's renewal stands in nobody's way.
+    let expected = renew(Change::Regenerate(KeySlot::Primary), Slots::One(KeySlot::Primary));
+    assert_eq!(decide(Some(moved), offer(7, false, true), ask(KeyType::Primary)), expected);
+}
+
+#[test]
+fn a_dead_key_of_a_device_that_fell_back_is_replaced_by_the_registrys() {
+    // The primary key was regenerated behind its back (the agent still has key 9); it lives on the secondary one.
+    let says = Says { active: Some(KeySlot::Secondary), primary: Some(9), secondary: Some(2), rotation: None, proof: None };
+    let expected = renew(Change::Nothing, Slots::One(KeySlot::Primary));
+    assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), expected);
+}
+
+#[test]
+fn swap_swaps_once() {
+    assert_eq!(decide(Some(on_primary()), None, ask(KeyType::Swap)), renew(Change::Swap, Slots::Both));
+    let crossed = Says { active: Some(KeySlot::Secondary), primary: Some(2), secondary: Some(1), rotation: None, proof: None };
+    assert_eq!(decide(Some(crossed), None, ask(KeyType::Swap)), renew(Change::Nothing, Slots::Both));
+}
+
+#[test]
+fn both_slots_need_force() {
+    assert_eq!(decide(Some(on_primary()), None, ask(KeyType::Both)), Plan::Refuse(Refusal::BothSlots));
+    let forced = Request { is_forced: true, ..ask(KeyType::Both) };
+    let expected = Plan::Renew { change: Change::RegenerateBoth, offer: Slots::Both, in_spite_of: Some(Refusal::BothSlots) };
+    assert_eq!(decide(Some(on_primary()), None, forced), expected);
+}
+
+#[test]
+fn without_delivery_nothing_is_offered_and_a_slot_on_offer_is_left_alone() {
+    let request = Request { delivers: false, ..ask(KeyType::Secondary) };
+    let expected = renew(Change::Regenerate(KeySlot::Secondary), Slots::None);
+    assert_eq!(decide(Some(on_primary()), None, request), expected);
+    let moving = Says { rotation: Some((7, Status::Trying)), ..on_primary() };
+    assert_eq!(decide(Some(moving), offer(7, false, true), request), Plan::Refuse(Refusal::OfferStands));
+}
+
+#[test]
+fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
+    let seeds = [None, Some(1), Some(2), Some(9)];
+    let actives = [None, Some(KeySlot::Primary), Some(KeySlot::Secondary)];
+    let statuses = [Status::Trying, Status::Committed, Status::Rejected];
+    let rotations = std::iter::once(None).chain(statuses.into_iter().map(|status| Some((7, status))));
+    let mut says = vec![None];
+    for rotation in rotations {
+        for active in actives {
+            for (primary, secondary) in seeds.iter().flat_map(|p| seeds.iter().map(move |s| (*p, *s))) {
+                says.extend([None, Some(1), Some(2), Some(9)].map(|proof| Some(Says { active, primary, secondary, rotation, proof })));
+            }
+        }
+    }
+    let standings = [None, offer(7, true, false), offer(7, false, true), offer(7, true, true), offer(6, true, true)];
+    let (keys, identity) = (registry(), identity());
+    let mut acted = 0;
+    for says in says {
+        let report = says.map(Says::report);
+        for (standing, key_type) in standings.iter().flat_map(|s| KEY_TYPES.map(|k| (*s, k))) {
+            for bits in 0..16_u8 {
+                let bit = |place: u8| bits & (1 << place) != 0;
+                let (is_enabled, is_connected, is_forced, delivers) = (bit(0), bit(1), bit(2), bit(3));
+                let facts = Facts { identity: &identity, is_enabled, is_connected, keys: &keys, report: report.as_ref(), standing };
+                let request = Request { key_type, is_forced, delivers };
+                let context = || format!("{says:?} {standing:?} {request:?} enabled {is_enabled} connected {is_connected}");
+                let Plan::Renew { change, offer, in_spite_of } = plan(&facts, request) else {
+                    continue;
+                };
+                assert!(delivers || offer == Slots::None, "{}", context());
+                if is_forced {
+                    continue;
+                }
+                assert_eq!(in_spite_of, None, "{}", context());
+                assert!(is_enabled && is_connected, "{}", context());
+                let report = report.as_ref().unwrap();
+                let lives_on = report.slot(report.active.unwrap()).unwrap().fingerprint;
+                let survives = match change {
+                    Change::Nothing | Change::Swap => lives_on == keys.fingerprint(KeySlot::Primary) || lives_on == keys.fingerprint(KeySlot::Secondary),
+                    Change::Regenerate(slot) => lives_on == keys.fingerprint(slot.other()),
+                    Change::RegenerateBoth => false,
+                };
+                assert!(survives, "{change:?} {}", context());
+                acted += 1;
+            }
+        }
+    }
+    assert!(acted > 1000, "the search must reach plans that act: {acted}");
+}

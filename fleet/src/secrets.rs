@@ -1,0 +1,117 @@
+//! Secrets that come in from files, stdin and the environment, and the one file in which a secret goes out.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use twinkey_contract::connection_string::ServiceConnectionString;
+use twinkey_sas::Key;
+use zeroize::Zeroizing;
+
+use crate::cli::HubArgs;
+use crate::failure::{Failure, chain};
+use crate::hub::Hub;
+use crate::output;
+
+/// The variable that az's users have.
+pub(crate) const LOGIN_VARIABLE: &str = "IOTHUB_CONNECTION_STRING";
+/// Longest secret that is read, in bytes: a connection string has about 200, a token at most 1536, hub.json about 1500.
+const SECRET_LEN_MAX: u64 = 8 * 1024;
+
+/// The hub that flags or environment name.
+pub(crate) fn log_in(args: &HubArgs) -> Result<Hub, Failure> {
+    let (source, text) = match &args.login {
+        Some(path) => (format!("--login {}", path.display()), read_file(path)?),
+        None => match std::env::var(LOGIN_VARIABLE) {
+            Ok(text) => (LOGIN_VARIABLE.to_owned(), Zeroizing::new(text)),
+            Err(std::env::VarError::NotPresent) => {
+                return Err(Failure::usage("no login: the hub and its key are not known")
+                    .next(format!("give --login FILE with the hub's service connection string, or set {LOGIN_VARIABLE}")));
+            }
+            Err(std::env::VarError::NotUnicode(_)) => return Err(Failure::usage(format!("{LOGIN_VARIABLE} is no text"))),
+        },
+    };
+    let Login { connection_string, ca_file } = Login::read(&source, text)?;
+    let service = ServiceConnectionString::parse(connection_string.trim()).map_err(|e| {
+        Failure::usage(format!("{source}: {}", chain(&e)))
+            .next("it holds HostName=…;SharedAccessKeyName=…;SharedAccessKey=… of a hub's policy, such as iothubowner")
+    })?;
+    Hub::new(&service, args.ca_file.as_deref().or(ca_file.as_deref()))
+}
+
+/// The key in a file, or on stdin for `-`.
+pub(crate) fn read_key(path: &Path) -> Result<Key, Failure> {
+    let is_stdin = path == Path::new("-");
+    let text = if is_stdin { read_stdin("key")? } else { read_file(path)? };
+    Key::from_base64(text.trim()).map_err(|e| {
+        Failure::usage(format!("--key-file {}: {e}", path.display())).next("give the key alone, in base64, as the hub shows it")
+    })
+}
+
+/// A short secret on stdin.
+pub(crate) fn read_stdin(what: &str) -> Result<Zeroizing<String>, Failure> {
+    read_bounded(io::stdin().lock(), what)
+}
+
+/// Writes `secret` to a new file that only its owner can read.
+pub(crate) fn write_new_file(path: &Path, secret: &str) -> Result<(), Failure> {
+    let fail = |e: io::Error| Failure::failed(format!("write {}: {e}", path.display()));
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let mut file = opened.map_err(|e| {
+        let exists = e.kind() == io::ErrorKind::AlreadyExists;
+        let failure = fail(e);
+        if exists { failure.next("remove it, or choose another name: nothing is overwritten") } else { failure }
+    })?;
+    file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
+}
+
+/// What a login file holds: a connection string, or the JSON that the local hub writes.
+struct Login {
+    connection_string: Zeroizing<String>,
+    ca_file: Option<PathBuf>,
+}
+
+impl Login {
+    fn read(source: &str, text: Zeroizing<String>) -> Result<Self, Failure> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct HubJson {
+            service_connection_string: String,
+            ca_file: Option<PathBuf>,
+        }
+        if !text.trim_start().starts_with('{') {
+            return Ok(Self { connection_string: text, ca_file: None });
+        }
+        // The cause stays unsaid: it could quote the secret.
+        let json: HubJson = serde_json::from_str(&text).map_err(|_| Failure::usage(format!("{source}: is no hub.json")))?;
+        Ok(Self { connection_string: Zeroizing::new(json.service_connection_string), ca_file: json.ca_file })
+    }
+}
+
+fn read_file(path: &Path) -> Result<Zeroizing<String>, Failure> {
+    let fail = |e: io::Error| Failure::usage(format!("read {}: {e}", path.display()));
+    let file = File::open(path).map_err(fail)?;
+    warn_if_exposed(path, &file.metadata().map_err(fail)?);
+    read_bounded(file, &path.display().to_string())
+}
+
+fn read_bounded(source: impl Read, what: &str) -> Result<Zeroizing<String>, Failure> {
+    // Reserved at once: a growing buffer would leave copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_LEN_MAX as usize + 1));
+    let read = source.take(SECRET_LEN_MAX + 1).read_to_end(&mut bytes);
+    read.map_err(|e| Failure::usage(format!("read {what}: {e}")))?;
+    if bytes.len() as u64 > SECRET_LEN_MAX {
+        return Err(Failure::usage(format!("{what} is longer than {SECRET_LEN_MAX} bytes, which no secret here is")));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| Failure::usage(format!("{what} is no text")))?;
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+fn warn_if_exposed(path: &Path, metadata: &fs::Metadata) {
+    let mode = metadata.permissions().mode() & 0o777;
+    if metadata.is_file() && mode & 0o077 != 0 {
+        output::warn(&format!("{} holds a secret and others may read it (mode {mode:03o}): chmod 600 it", path.display()));
+    }
+}

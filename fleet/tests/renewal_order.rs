@@ -1,0 +1,319 @@
+//! The operator's order, step by step, against a hub and agents of which the test decides every word.
+
+mod scripted_hub;
+
+use std::process::Output;
+
+use scripted_hub::{Canned, Device, LOGIN_KEY, Manner, ScriptedHub, base64, key};
+use serde_json::Value;
+use twinkey_contract::offer::{Offer, OfferedKey};
+use twinkey_contract::report::Status;
+use twinkey_contract::{Fingerprint, KeySlot, RotationId};
+use twinkey_sas::identifiable::{Mark, Purpose, inspect};
+
+const REGENERATE: &str = "POST /devices/keys/regenerate";
+
+/// Runs renew-key on d1 with these flags, and checks what must hold for every run: no key in sight.
+fn renew(hub: &ScriptedHub, flags: &[&str]) -> (Output, Value, String) {
+    renew_devices(hub, &["d1"], flags)
+}
+
+fn renew_devices(hub: &ScriptedHub, ids: &[&str], flags: &[&str]) -> (Output, Value, String) {
+    let fixed = ["device-identity", "renew-key", "--output", "json"];
+    let args: Vec<&str> = fixed.iter().chain(&["--device-id"]).chain(ids).chain(flags).copied().collect();
+    let output = hub.run(&args);
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    let mut secrets = vec![LOGIN_KEY.to_owned(), "SharedAccessSignature".to_owned()];
+    secrets.extend((0..=110).map(|seed| base64(&key(seed))));
+    hub.change(|state| secrets.extend(state.devices.values().flat_map(|d| d.keys.values()).map(base64)));
+    for secret in &secrets {
+        assert!(!stdout.contains(secret) && !stderr.contains(secret), "{secret} shows in {stdout} {stderr}");
+    }
+    (output, serde_json::from_str(&stdout).unwrap_or_default(), stderr)
+}
+
+fn exit(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+#[test]
+fn a_new_key_is_sealed_offered_proved_and_its_offer_erased() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    let row = &json[0];
+    assert_eq!((row["deviceId"].as_str(), row["outcome"].as_str()), (Some("d1"), Some("renewed")));
+    let registry = hub.device("d1", |d| Fingerprint::of(&d.keys[&KeySlot::Secondary]).to_string());
+    assert_eq!(row["fingerprints"]["before"]["secondary"].as_str(), Some(Fingerprint::of(&key(2)).to_string().as_str()));
+    assert_eq!(row["fingerprints"]["after"]["secondary"].as_str(), Some(registry.as_str()));
+    assert_eq!(row["fingerprints"]["before"]["primary"], row["fingerprints"]["after"]["primary"]);
+    assert!(row["rotation"].as_str().unwrap().parse::<RotationId>().is_ok());
+    assert_eq!(hub.count(REGENERATE), 1);
+    hub.device("d1", |d| {
+        assert!(d.offer().is_none(), "the offer is erased");
+        assert_eq!(d.agent().active, KeySlot::Secondary);
+    });
+    // The offer goes to whatever twin there is; its erasure only to the twin in which the proof was seen.
+    let if_matches = hub.change(|state| state.if_matches.clone());
+    let patches: Vec<_> = if_matches.iter().filter(|(call, _)| call.starts_with("PATCH")).map(|(_, etag)| etag.as_str()).collect();
+    assert_eq!(patches.first(), Some(&"\"*\""));
+    assert!(patches.len() == 2 && patches[1] != "\"*\"", "{patches:?}");
+}
+
+#[test]
+fn the_slot_in_use_is_refused_and_nothing_is_touched() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes"]);
+    assert_eq!(exit(&output), 3, "{stderr}");
+    assert_eq!(json[0]["reason"].as_str(), Some("slot-in-use"));
+    assert!(stderr.contains("d1") && stderr.contains("renew the secondary key first"), "{stderr}");
+    assert!(hub.change(|state| state.calls.iter().all(|call| call.starts_with("GET "))));
+}
+
+#[test]
+fn a_device_without_agent_or_connection_is_refused_for_every_key_type() {
+    let dark = || Device { is_connected: false, ..Device::with_agent() };
+    let plain = || Device { agent: None, ..Device::with_agent() };
+    let hub = ScriptedHub::start([("dark", dark()), ("plain", plain())]);
+    for key_type in ["primary", "secondary", "both", "swap"] {
+        let (output, json, stderr) = renew_devices(&hub, &["dark", "plain"], &["--key-type", key_type, "--yes"]);
+        assert_eq!(exit(&output), 3, "{stderr}");
+        let reasons = [json[0]["reason"].as_str(), json[1]["reason"].as_str()];
+        assert_eq!(reasons, [Some("not-connected"), Some("no-agent")], "{key_type}");
+    }
+    assert!(hub.change(|state| state.calls.iter().all(|call| call.starts_with("GET "))));
+}
+
+#[test]
+fn a_key_that_the_device_does_not_take_is_erased_and_the_run_fails() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().manner = Manner::Refuses);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 1, "{stderr}");
+    assert_eq!((json[0]["outcome"].as_str(), json[0]["reason"].as_str()), (Some("rejected"), Some("refused")));
+    assert!(hub.device("d1", |d| d.offer().is_none()));
+}
+
+#[test]
+fn a_second_run_finishes_what_a_silent_device_left_open_without_another_key() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().manner = Manner::KeepsSilent);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--timeout", "600ms"]);
+    assert_eq!(exit(&output), 1, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("unanswered"));
+    assert!(hub.device("d1", |d| d.offer().is_some()), "the offer stands for the device's return");
+    let made = hub.device("d1", |d| base64(&d.keys[&KeySlot::Secondary]));
+
+    hub.device("d1", |d| d.agent().manner = Manner::Obeys);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!(hub.count(REGENERATE), 1, "no second key");
+    assert_eq!(hub.device("d1", |d| base64(&d.keys[&KeySlot::Secondary])), made);
+}
+
+#[test]
+fn a_run_that_died_before_erasing_is_settled_by_the_next() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let id: RotationId = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap();
+    hub.device("d1", |d| {
+        d.desired = Offer { rotation: id, primary: None, secondary: Some(OfferedKey::Plain(key(2))) }.to_patch();
+        let agent = d.agent();
+        (agent.active, agent.rotation, agent.status) = (KeySlot::Secondary, Some(id), Status::Committed);
+    });
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("settled"));
+    assert_eq!(hub.count(REGENERATE), 0);
+    assert!(hub.device("d1", |d| d.offer().is_none()));
+}
+
+#[test]
+fn a_lost_answer_to_the_regeneration_costs_no_second_key() {
+    for canned in [Canned::CutAfterwards, Canned::Status(400), Canned::Status(207), Canned::Status(500)] {
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        hub.answer_first(REGENERATE, canned);
+        let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+        assert_eq!(exit(&output), 0, "{stderr}");
+        assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+        assert_eq!(hub.count(REGENERATE), 1);
+    }
+}
+
+#[test]
+fn a_throttled_call_is_repeated_after_the_time_that_the_hub_names() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first(REGENERATE, Canned::Instead(429, "retry-after: 1\r\n", ""));
+    hub.answer_first("GET /devices/d1", Canned::Instead(503, "", ""));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert!(json[0]["seconds"].as_f64().unwrap() >= 1.0);
+    assert_eq!(hub.count(REGENERATE), 2);
+}
+
+#[test]
+fn a_refused_regeneration_fails_with_the_hubs_reason_and_offers_nothing() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let body = r#"{"policyKey":"secondaryKey","rotatedKeys":[],"errors":[{"id":"d1","errorCode":"InvalidPolicyKey"}]}"#;
+    hub.answer_first(REGENERATE, Canned::Instead(400, "", body));
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 1);
+    assert!(stderr.contains("InvalidPolicyKey"), "{stderr}");
+    assert_eq!(hub.count("PATCH"), 0);
+}
+
+#[test]
+fn somebody_elses_renewal_at_the_same_time_is_noticed() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first(REGENERATE, Canned::Meanwhile(|state| {
+        state.devices.get_mut("d1").unwrap().keys.insert(KeySlot::Primary, key(50));
+    }));
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 1);
+    assert!(stderr.contains("somebody else"), "{stderr}");
+    assert_eq!(hub.count("PATCH"), 0, "a key of doubtful fate is not offered");
+}
+
+#[test]
+fn a_newer_offer_is_not_erased() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first("PATCH", Canned::Status(200));
+    hub.answer_first("PATCH", Canned::Meanwhile(|state| {
+        let device = state.devices.get_mut("d1").unwrap();
+        let rotation = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap();
+        device.desired = Offer { rotation, primary: Some(OfferedKey::Plain(key(1))), secondary: None }.to_patch();
+        device.twin_etag += 1000;
+    }));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert!(hub.device("d1", |d| d.offer().is_some_and(|offer| offer.primary.is_some())), "the newer offer stands");
+}
+
+#[test]
+fn swap_exchanges_the_keys_under_the_etag_and_tells_the_agent() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "swap", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("swapped"));
+    let put = hub.change(|state| state.if_matches.iter().find(|(call, _)| call.starts_with("PUT")).cloned());
+    assert_eq!(put, Some(("PUT /devices/d1".to_owned(), "\"1\"".to_owned())));
+    hub.device("d1", |d| {
+        assert_eq!(base64(&d.keys[&KeySlot::Primary]), base64(&key(2)));
+        assert_eq!(base64(&d.keys[&KeySlot::Secondary]), base64(&key(1)));
+        assert_eq!(d.agent().active, KeySlot::Secondary, "it lives on the same key under the other label");
+        assert!(d.offer().is_none());
+    });
+}
+
+#[test]
+fn with_an_etag_the_key_is_made_here_and_written_under_it() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--etag", "0"]);
+    assert_eq!(exit(&output), 1, "{stderr}");
+    assert!(stderr.contains("etag"), "{stderr}");
+    assert_eq!(hub.count("PUT"), 0);
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--etag", "1"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!((hub.count("PUT"), hub.count(REGENERATE)), (1, 0));
+    let mark = hub.device("d1", |d| inspect(&d.keys[&KeySlot::Secondary]));
+    assert_eq!(mark, Mark::Valid(Purpose::Device));
+}
+
+#[test]
+fn without_delivery_the_registry_changes_and_the_twin_does_not() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--no-deliver"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("undelivered"));
+    assert_eq!((hub.count(REGENERATE), hub.count("PATCH")), (1, 0));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!(hub.count(REGENERATE), 1, "the key of the first run is delivered");
+}
+
+#[test]
+fn an_unsealed_offer_is_announced() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (_, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert!(!stderr.contains("not sealed"), "{stderr}");
+    let (output, _, stderr) = renew(&hub, &["--key-type", "primary", "--yes", "--plain"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert!(stderr.contains("not sealed (as --plain says)"), "{stderr}");
+    hub.device("d1", |d| d.agent().sealing = None);
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert!(stderr.contains("not sealed (the agent reports no key"), "{stderr}");
+}
+
+#[test]
+fn both_keys_are_renewed_only_for_devices_that_are_named_as_forced() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent()), ("d2", Device::with_agent())]);
+    let flags = ["--key-type", "both", "--yes", "--force-dark", "d1"];
+    let (output, json, stderr) = renew_devices(&hub, &["d1", "d2"], &flags);
+    assert_eq!(exit(&output), 4, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"), "{stderr}");
+    assert_eq!((json[1]["outcome"].as_str(), json[1]["reason"].as_str()), (Some("refused"), Some("both-slots")));
+    assert!(stderr.contains("d1: forced, although"), "{stderr}");
+    assert_eq!(hub.device("d2", |d| base64(&d.keys[&KeySlot::Primary])), base64(&key(1)));
+}
+
+#[test]
+fn forced_onto_a_device_without_agent_nothing_is_left_in_its_twin() {
+    let hub = ScriptedHub::start([("d1", Device { agent: None, ..Device::with_agent() })]);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--force-dark", "d1"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("undelivered"));
+    assert_eq!(hub.count("PATCH"), 0);
+}
+
+#[test]
+fn what_is_no_hub_is_named_as_such() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first("GET /devices/d1", Canned::Instead(403, "content-type: text/html\r\n", "<html>blocked</html>"));
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 1);
+    assert!(stderr.contains("a web page") && stderr.contains("HTTPS_PROXY"), "{stderr}");
+    hub.answer_first("GET /devices/d1", Canned::Instead(200, "", r#"{"deviceId":7}"#));
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 1);
+    assert!(stderr.contains("not what a hub answers"), "{stderr}");
+}
+
+#[test]
+fn errors_of_the_hub_say_what_to_do() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let cases = [
+        (Canned::Instead(401, "iothub-errorcode: IotHubUnauthorizedAccess\r\n", ""), "clock"),
+        (Canned::Instead(403, "", ""), "RegistryWrite"),
+        (Canned::Instead(404, "", ""), "device-identity list"),
+        (Canned::Instead(429, "retry-after: 3600\r\n", ""), "throttles"),
+    ];
+    for (canned, advice) in cases {
+        hub.answer_first("GET /devices/d1", canned);
+        let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+        assert_eq!(exit(&output), 1);
+        assert!(stderr.contains(advice), "{advice}: {stderr}");
+    }
+}
+
+#[test]
+fn nobody_is_renewed_without_a_yes() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary"]);
+    assert_eq!(exit(&output), 2);
+    assert!(stderr.contains("--yes"), "{stderr}");
+    assert!(hub.change(|state| state.calls.is_empty()));
+}
+
+#[test]
+fn contradictory_flags_are_usage_errors() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let with_etag = renew_devices(&hub, &["d1", "d2"], &["--key-type", "primary", "--yes", "--etag", "1"]);
+    let with_stranger = renew(&hub, &["--key-type", "primary", "--yes", "--force-dark", "d7"]);
+    for (output, _, stderr) in [with_etag, with_stranger] {
+        assert_eq!(exit(&output), 2, "{stderr}");
+    }
+}

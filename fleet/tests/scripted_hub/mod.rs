@@ -1,0 +1,342 @@
+//! A hub of which a test decides every word: a registry, twins whose agents obey, refuse or keep silent, and canned
+//! answers. HTTP/1.1 over TLS, one request per connection.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use twinkey_contract::offer::{Offer, OfferedKey};
+use twinkey_contract::report::{Reason, Report, SlotReport, Status};
+use twinkey_contract::sealing::{Binding, SealingKey};
+use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, Proof, RotationId};
+use twinkey_sas::Key;
+
+/// A policy's key, which must never appear anywhere.
+pub const LOGIN_KEY: &str = "bG9naW4ta2V5LWxvZ2luLWtleS1sb2dpbi1rZXktISE=";
+
+pub struct ScriptedHub {
+    pub state: Arc<Mutex<State>>,
+    dir: tempfile::TempDir,
+}
+
+#[derive(Default)]
+pub struct State {
+    pub devices: BTreeMap<String, Device>,
+    /// `METHOD /path` of every request, in order.
+    pub calls: Vec<String>,
+    /// `If-Match` of every request that had one.
+    pub if_matches: Vec<(String, String)>,
+    /// Answers that come before anything else happens, by method and beginning of the path.
+    pub canned: VecDeque<(&'static str, Canned)>,
+    keys_made: u8,
+    changes: u32,
+}
+
+pub enum Canned {
+    /// Status, more headers, body. The request has no effect.
+    Instead(u16, &'static str, &'static str),
+    /// The request has its effect, but this is the answer's status.
+    Status(u16),
+    /// The request has its effect, but the answer breaks off.
+    CutAfterwards,
+    /// Somebody else does this to the device just before.
+    Meanwhile(fn(&mut State)),
+}
+
+pub struct Device {
+    pub keys: BTreeMap<KeySlot, Key>,
+    pub etag: u32,
+    pub twin_etag: u32,
+    pub is_connected: bool,
+    pub desired: Value,
+    pub agent: Option<Agent>,
+}
+
+pub struct Agent {
+    pub manner: Manner,
+    pub active: KeySlot,
+    pub held: BTreeMap<KeySlot, Key>,
+    pub sealing: Option<SealingKey>,
+    pub rotation: Option<RotationId>,
+    pub status: Status,
+    pub reason: Option<Reason>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Manner {
+    Obeys,
+    Refuses,
+    KeepsSilent,
+}
+
+/// 32 bytes without a mark.
+pub fn key(seed: u8) -> Key {
+    Key::from_bytes(&[seed; 32]).unwrap()
+}
+
+pub fn base64(key: &Key) -> String {
+    key.expose_base64(&mut [0; 88]).to_owned()
+}
+
+impl Device {
+    /// Keys 1 and 2; the agent obeys, holds both and lives on the primary one.
+    pub fn with_agent() -> Self {
+        let keys: BTreeMap<_, _> = [(KeySlot::Primary, key(1)), (KeySlot::Secondary, key(2))].into();
+        let agent = Agent {
+            manner: Manner::Obeys,
+            active: KeySlot::Primary,
+            held: keys.clone(),
+            sealing: Some(SealingKey::generate().unwrap()),
+            rotation: None,
+            status: Status::Idle,
+            reason: None,
+        };
+        Self { keys, etag: 1, twin_etag: 1, is_connected: true, desired: json!({}), agent: Some(agent) }
+    }
+
+    pub fn agent(&mut self) -> &mut Agent {
+        self.agent.as_mut().unwrap()
+    }
+
+    pub fn offer(&self) -> Option<Offer> {
+        Offer::read_desired(&self.desired).unwrap()
+    }
+}
+
+impl Agent {
+    fn report(&self, identity: &Identity) -> Value {
+        let slot = |slot| self.held.get(&slot).map(|key| SlotReport { fingerprint: Fingerprint::of(key), proven_at: Some(0) });
+        let proof = self.rotation.zip(self.held.get(&self.active)).map(|(id, key)| Proof::new(key, identity, id));
+        let report = Report {
+            contract: CONTRACT_VERSION,
+            agent: "scripted".to_owned(),
+            seal_to: self.sealing.as_ref().map(SealingKey::public),
+            sequence: 1,
+            active: Some(self.active),
+            rotation: self.rotation,
+            status: self.status,
+            reason: self.reason,
+            primary: slot(KeySlot::Primary),
+            secondary: slot(KeySlot::Secondary),
+            proof,
+        };
+        report.to_patch()
+    }
+
+    fn take(&mut self, offer: &Offer, identity: &Identity) {
+        match self.manner {
+            Manner::KeepsSilent => return,
+            Manner::Refuses => (self.status, self.reason) = (Status::Rejected, Some(Reason::Refused)),
+            Manner::Obeys => {
+                let lives_on = Fingerprint::of(&self.held[&self.active]);
+                for slot in KeySlot::ALL {
+                    let offered = match offer.slot(slot) {
+                        None => continue,
+                        Some(OfferedKey::Plain(key)) => key.clone(),
+                        Some(OfferedKey::Sealed(sealed)) => {
+                            let binding = Binding { identity, slot, rotation: offer.rotation };
+                            self.sealing.as_ref().unwrap().unseal(&binding, sealed).unwrap()
+                        }
+                    };
+                    self.held.insert(slot, offered);
+                }
+                let offered = KeySlot::ALL.into_iter().filter(|slot| offer.slot(*slot).is_some());
+                let stays = offered.clone().find(|slot| Fingerprint::of(&self.held[slot]) == lives_on);
+                self.active = stays.or(offered.clone().next()).unwrap();
+                (self.status, self.reason) = (Status::Committed, None);
+            }
+        }
+        self.rotation = Some(offer.rotation);
+    }
+}
+
+impl ScriptedHub {
+    pub fn start(devices: impl IntoIterator<Item = (&'static str, Device)>) -> Self {
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = format!("localhost:{}", listener.local_addr().unwrap().port());
+        let dir = tempfile::tempdir().unwrap();
+        let login = format!("HostName={host};SharedAccessKeyName=iothubowner;SharedAccessKey={LOGIN_KEY}\n");
+        std::fs::write(dir.path().join("login"), login).unwrap();
+        let private = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(dir.path().join("login"), private).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), certified.cert.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let private = rustls_pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], private)
+            .unwrap();
+        let devices = devices.into_iter().map(|(id, device)| (id.to_owned(), device)).collect();
+        let state = Arc::new(Mutex::new(State { devices, keys_made: 100, ..State::default() }));
+        let (tls, shared) = (Arc::new(tls), state.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (tls, shared) = (tls.clone(), shared.clone());
+                std::thread::spawn(move || serve(stream.unwrap(), tls, &shared));
+            }
+        });
+        Self { state, dir }
+    }
+
+    /// Runs the program against this hub.
+    pub fn run(&self, args: &[&str]) -> Output {
+        let path = |name: &str| -> PathBuf { self.dir.path().join(name) };
+        Command::new(env!("CARGO_BIN_EXE_twinkey"))
+            .args(args)
+            .arg("--login")
+            .arg(path("login"))
+            .arg("--ca-file")
+            .arg(path("ca.pem"))
+            .env_remove("IOTHUB_CONNECTION_STRING")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap())
+    }
+
+    pub fn device<T>(&self, id: &str, change: impl FnOnce(&mut Device) -> T) -> T {
+        self.change(|state| change(state.devices.get_mut(id).unwrap()))
+    }
+
+    pub fn answer_first(&self, what: &'static str, canned: Canned) {
+        self.change(|state| state.canned.push_back((what, canned)));
+    }
+
+    /// How many requests began with `what`.
+    pub fn count(&self, what: &str) -> usize {
+        self.change(|state| state.calls.iter().filter(|call| call.starts_with(what)).count())
+    }
+}
+
+fn serve(mut tcp: TcpStream, tls: Arc<rustls::ServerConfig>, shared: &Mutex<State>) -> Option<()> {
+    let mut session = rustls::ServerConnection::new(tls).unwrap();
+    let mut stream = rustls::Stream::new(&mut session, &mut tcp);
+    let mut reader = BufReader::new(&mut stream);
+    let mut line = String::new();
+    reader.read_line(&mut line).ok().filter(|len| *len > 0)?;
+    let mut words = line.split_whitespace();
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let (mut len, mut if_match) = (0, None);
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header).ok()?;
+        let Some((name, value)) = header.trim().split_once(": ") else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => len = value.parse().unwrap(),
+            "if-match" => if_match = Some(value.to_owned()),
+            _ => {}
+        }
+    }
+    let mut body = vec![0; len];
+    reader.read_exact(&mut body).ok()?;
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let path = target.split('?').next()?;
+    let response = shared.lock().unwrap().answer(&format!("{method} {path}"), &body, if_match);
+    stream.write_all(response.as_bytes()).ok()?;
+    stream.conn.send_close_notify();
+    stream.flush().ok()
+}
+
+impl State {
+    fn answer(&mut self, call: &str, body: &Value, if_match: Option<String>) -> String {
+        self.calls.push(call.to_owned());
+        self.if_matches.extend(if_match.clone().map(|etag| (call.to_owned(), etag)));
+        let is_next = self.canned.front().is_some_and(|(what, _)| call.starts_with(what));
+        let canned = if is_next { self.canned.pop_front().map(|(_, canned)| canned) } else { None };
+        match canned {
+            Some(Canned::Instead(status, headers, text)) => return respond(status, headers, text),
+            Some(Canned::Meanwhile(change)) => change(self),
+            Some(Canned::Status(status)) => {
+                let (_, answer) = self.act(call, body, if_match);
+                return respond(status, "", &answer.to_string());
+            }
+            Some(Canned::CutAfterwards) => {
+                self.act(call, body, if_match);
+                return "HTTP/1.1 200 OK\r\ncontent-length: 1000\r\nconnection: close\r\n\r\n{".to_owned();
+            }
+            None => {}
+        }
+        let (status, answer) = self.act(call, body, if_match);
+        respond(status, "", &answer.to_string())
+    }
+
+    fn act(&mut self, call: &str, body: &Value, if_match: Option<String>) -> (u16, Value) {
+        self.changes += 1;
+        let changes = self.changes;
+        if call == "POST /devices/keys/regenerate" {
+            let id = body["devices"][0]["id"].as_str().unwrap();
+            let slots = match body["policyKey"].as_str().unwrap() {
+                "primaryKey" => vec![KeySlot::Primary],
+                "secondaryKey" => vec![KeySlot::Secondary],
+                _ => KeySlot::ALL.to_vec(),
+            };
+            for slot in slots {
+                self.keys_made += 1;
+                self.devices.get_mut(id).unwrap().keys.insert(slot, key(self.keys_made));
+            }
+            let device = &self.devices[id];
+            let rotated = json!({"id": id, "primaryKey": base64(&device.keys[&KeySlot::Primary]),
+                "secondaryKey": base64(&device.keys[&KeySlot::Secondary])});
+            return (200, json!({"policyKey": body["policyKey"], "rotatedKeys": [rotated], "errors": []}));
+        }
+        let (verb, id) = call.rsplit_once('/').unwrap();
+        let Some(device) = self.devices.get_mut(id) else {
+            return (404, json!({"Message": format!("ErrorCode:DeviceNotFound;{id}"), "ExceptionMessage": ""}));
+        };
+        let is_stale = |etag: u32| if_match.as_ref().is_some_and(|given| given != "\"*\"" && *given != format!("\"{etag}\""));
+        let stale = (412, json!({"Message": "ErrorCode:PreconditionFailed;stale", "ExceptionMessage": ""}));
+        match verb {
+            "GET /devices" => (200, device.identity(id)),
+            "PUT /devices" if is_stale(device.etag) => stale,
+            "PUT /devices" => {
+                let slot = |name: &str| Key::from_base64(body["authentication"]["symmetricKey"][name].as_str().unwrap()).unwrap();
+                device.keys = [(KeySlot::Primary, slot("primaryKey")), (KeySlot::Secondary, slot("secondaryKey"))].into();
+                device.etag = changes + 1;
+                (200, device.identity(id))
+            }
+            "GET /twins" => (200, device.twin(id)),
+            "PATCH /twins" if is_stale(device.twin_etag) => stale,
+            "PATCH /twins" => {
+                device.desired = json!({"keyRenewal": body["properties"]["desired"]["keyRenewal"]});
+                device.twin_etag = changes + 1;
+                let offer = device.offer();
+                let is_connected = device.is_connected;
+                if let (Some(agent), Some(offer), true) = (&mut device.agent, offer, is_connected) {
+                    agent.take(&offer, &Identity::new(id, None).unwrap());
+                }
+                (200, device.twin(id))
+            }
+            _ => panic!("{call} is not scripted"),
+        }
+    }
+}
+
+impl Device {
+    fn identity(&self, id: &str) -> Value {
+        json!({"deviceId": id, "etag": self.etag.to_string(), "status": "enabled", "capabilities": {"iotEdge": false},
+            "connectionState": if self.is_connected { "Connected" } else { "Disconnected" },
+            "authentication": {"type": "sas", "symmetricKey": {"primaryKey": base64(&self.keys[&KeySlot::Primary]),
+                "secondaryKey": base64(&self.keys[&KeySlot::Secondary])}}})
+    }
+
+    fn twin(&self, id: &str) -> Value {
+        let identity = Identity::new(id, None).unwrap();
+        let reported = self.agent.as_ref().map_or(json!({}), |agent| agent.report(&identity));
+        json!({"deviceId": id, "etag": self.twin_etag.to_string(), "properties": {"desired": self.desired, "reported": reported}})
+    }
+}
+
+fn respond(status: u16, headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{body}", body.len())
+}
