@@ -100,6 +100,9 @@ pub struct Driver<F: Files + Send + 'static> {
     timers: [(Timer, Option<Instant>); Timer::COUNT],
     attempt: Option<Attempt>,
     live: Option<Live>,
+    /// The connection that stood ended while another one was at CONNECT. The hub closes the old one before it says
+    /// yes to the new one, so this is no loss before that answer is known.
+    is_loss_open: bool,
     retiring: Option<(Session, Instant)>,
     outbox: Outbox,
     report: Option<Report>,
@@ -142,6 +145,7 @@ impl<F: Files + Send + 'static> Driver<F> {
             timers: Timer::ALL.map(|timer| (timer, None)),
             attempt: None,
             live: None,
+            is_loss_open: false,
             retiring: None,
             outbox: Outbox::default(),
             report: None,
@@ -326,6 +330,9 @@ impl<F: Files + Send + 'static> Driver<F> {
             Ok(session) => session,
             Err(error) => {
                 tracing::warn!(error = %Chain(&error), "the connection broke right after it was accepted");
+                if std::mem::take(&mut self.is_loss_open) {
+                    self.feed(Input::Lost);
+                }
                 return self.feed(Input::Attempted(Outcome::Unknown(Trouble::Unanswered)));
             }
         };
@@ -334,7 +341,7 @@ impl<F: Files + Send + 'static> Driver<F> {
         let unix_secs = self.clock.unix_secs();
         let old = self.live.replace(Live { session, expiry, since_unix_secs: unix_secs });
         self.outbox.begin_session(is_session_present);
-        let is_takeover = old.is_some();
+        let is_takeover = std::mem::take(&mut self.is_loss_open) || old.is_some();
         self.counters.takeovers += u64::from(is_takeover);
         self.retiring = old.map(|old| (old.session, now + RETIRING));
         tracing::info!(key = %attempt.key, is_takeover, is_session_present, "connected");
@@ -354,6 +361,11 @@ impl<F: Files + Send + 'static> Driver<F> {
         if self.counters.trouble.as_ref() != Some(&trouble) {
             tracing::warn!(key = %attempt.key, error = %trouble.1, is_connected = self.live.is_some(), "could not connect with this key");
             self.counters.trouble = Some(trouble);
+        }
+        if std::mem::take(&mut self.is_loss_open) {
+            self.counters.lost += 1;
+            tracing::warn!("the connection is gone, and the one that was to take over did not come about");
+            self.feed(Input::Lost);
         }
         self.feed(Input::Attempted(outcome));
     }
@@ -386,6 +398,12 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 
     fn lost(&mut self, error: &SessionError) {
+        if self.attempt.as_ref().is_some_and(Attempt::is_at_connect) {
+            tracing::debug!(error = %Chain(error), "the connection ended during a takeover");
+            self.live = None;
+            self.is_loss_open = true;
+            return;
+        }
         self.counters.lost += 1;
         tracing::warn!(error = %Chain(error), "the connection is gone");
         self.end_live();

@@ -127,8 +127,9 @@ async fn accept(
             },
         }
     };
-    hub.lock().close_all(ClosedBy::Restart);
+    // First the tasks, then their spans: no connection can be admitted in between.
     devices.shutdown().await;
+    hub.lock().close_all(ClosedBy::Restart);
     let _ = close.send(true);
     let drained = async { while callers.join_next().await.is_some() {} };
     if timeout(DRAIN_TIMEOUT, drained).await.is_err() {

@@ -48,6 +48,16 @@ pub(crate) struct ServicePatch {
     pub(crate) desired: Option<Map<String, Value>>,
 }
 
+impl ServicePatch {
+    /// `desired` may hold the `$version` and `$metadata` that a caller has read and sends back; they are left out.
+    pub(crate) fn new(tags: Option<Map<String, Value>>, mut desired: Option<Map<String, Value>>) -> Self {
+        if let Some(desired) = &mut desired {
+            desired.retain(|name, _| name != "$version" && name != "$metadata");
+        }
+        Self { tags, desired }
+    }
+}
+
 impl Twin {
     /// An empty twin: version 2, both sections at version 1, etag `AAAAAAAAAAE=`, as the real hub shows new ones.
     pub(crate) fn new(timestamp: &str) -> Self {
@@ -259,10 +269,7 @@ mod tests {
     use super::*;
 
     fn object(value: Value) -> Map<String, Value> {
-        match value {
-            Value::Object(object) => object,
-            other => panic!("{other} is no object"),
-        }
+        value.as_object().unwrap().clone()
     }
 
     fn desire(twin: &mut Twin, desired: Value) -> Result<(), String> {

@@ -1,5 +1,7 @@
 //! Who may connect, what a refusal leaves alone, and how connections end.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::time::Duration;
@@ -254,4 +256,16 @@ async fn a_will_becomes_telemetry_unless_the_client_disconnects() {
         (&message["body"], &message["properties"]),
         (&json!("gone"), &json!({"a": "b", "iothub-MessageType": "Will"}))
     );
+}
+
+#[tokio::test]
+async fn either_tls_version_works_under_every_name_of_the_hub() {
+    let hub =
+        TestHub::start_with(|options| options.host_name = "roof.azure-devices.example".to_owned()).await;
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for name in ["localhost", "127.0.0.1", "::1", "roof.azure-devices.example"] {
+            assert_eq!(hub.handshake(version, name).await.unwrap(), version.version, "{name}");
+        }
+        assert!(hub.handshake(version, "elsewhere.example").await.is_err());
+    }
 }

@@ -1,5 +1,7 @@
 //! Faults on demand: refusals, propagation, key changes, cuts, restarts; and clients that mean harm.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::time::Duration;

@@ -73,7 +73,9 @@ pub(crate) enum DeviceIdentity {
     #[command(after_help = "Examples:\n  twinkey device-identity create -d pump-7 --login hub.txt")]
     Create(CreateArgs),
     /// Show a device. Keys are shown as fingerprints.
-    #[command(after_help = "Examples:\n  twinkey device-identity show -d pump-7 --login hub.txt --output json")]
+    #[command(
+        after_help = "Examples:\n  twinkey device-identity show -d pump-7 --login hub.txt --output json"
+    )]
     Show(OneDevice),
     /// List devices. Keys are shown as fingerprints.
     #[command(after_help = "Examples:\n  twinkey device-identity list --login hub.txt --top 100")]
@@ -340,7 +342,11 @@ mod tests {
 
     #[test]
     fn a_connection_string_needs_to_be_told_where_to_go() {
-        let parse = |extra: &[&str]| Cli::try_parse_from(["twinkey", "device-identity", "connection-string", "-d", "d"].iter().chain(extra));
+        let parse = |extra: &[&str]| {
+            Cli::try_parse_from(
+                ["twinkey", "device-identity", "connection-string", "-d", "d"].iter().chain(extra),
+            )
+        };
         assert!(parse(&[]).is_err());
         assert!(parse(&["--show", "--out", "f"]).is_err());
         assert!(parse(&["--show"]).is_ok() && parse(&["--out", "f"]).is_ok());

@@ -11,7 +11,9 @@ const ANSWER_LEN_MAX: u64 = 64;
 /// Goes on only after a yes. Where nobody can be asked, the command must say `--yes`.
 pub(crate) fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::usage("nobody can be asked here: stdin is no terminal").next("add --yes if you mean it"));
+        return Err(
+            Failure::usage("nobody can be asked here: stdin is no terminal").next("add --yes if you mean it")
+        );
     }
     output::ask(&format!("{question} [y/N]"));
     let mut answer = String::new();

@@ -15,7 +15,8 @@ pub(crate) async fn run(args: EmulateArgs) -> Result<Exit, Failure> {
         Some(_) => None,
         None => Some(temporary_dir("twinkey-hub-")?),
     };
-    let data_dir = args.data_dir.or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned())).unwrap_or_default();
+    let data_dir =
+        args.data_dir.or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned())).unwrap_or_default();
     let options = Options {
         host_name: args.host_name,
         mqtts: args.mqtts,
@@ -25,7 +26,8 @@ pub(crate) async fn run(args: EmulateArgs) -> Result<Exit, Failure> {
         ..Options::default()
     };
     let hub = twinkey_emulator::start(options).await.map_err(|e| {
-        Failure::failed(format!("the hub did not start: {}", chain(&e))).next("choose other --mqtts, --https or --data-dir")
+        Failure::failed(format!("the hub did not start: {}", chain(&e)))
+            .next("choose other --mqtts, --https or --data-dir")
     })?;
     output::json_line(hub.ready())?;
     guide(hub.ready(), &data_dir.join("hub.json").display().to_string());
@@ -45,10 +47,10 @@ pub(crate) fn start_logging() {
 
 /// A directory that only its owner can enter and that is removed when dropped.
 pub(crate) fn temporary_dir(prefix: &str) -> Result<tempfile::TempDir, Failure> {
-    tempfile::Builder::new()
-        .prefix(prefix)
-        .tempdir()
-        .map_err(|e| Failure::failed(format!("make a temporary directory: {e}")).next("point TMPDIR at a writable directory"))
+    tempfile::Builder::new().prefix(prefix).tempdir().map_err(|e| {
+        Failure::failed(format!("make a temporary directory: {e}"))
+            .next("point TMPDIR at a writable directory")
+    })
 }
 
 /// SIGINT or SIGTERM.
@@ -73,8 +75,12 @@ impl StopSignal {
 
 fn guide(ready: &Ready, login: &str) {
     output::note(&format!("hub {} is up: mqtts {}, https {}", ready.host_name, ready.mqtts, ready.https));
-    output::note("its operator endpoints under /$emulator/ ask for no key: whoever reaches the port may use them");
+    output::note(
+        "its operator endpoints under /$emulator/ ask for no key: whoever reaches the port may use them",
+    );
     output::note(&format!("try:  twinkey device-identity create -d pump-7 --login {login}"));
-    output::note(&format!("      twinkey device-identity connection-string -d pump-7 --out pump-7.txt --login {login}"));
+    output::note(&format!(
+        "      twinkey device-identity connection-string -d pump-7 --out pump-7.txt --login {login}"
+    ));
     output::note("Ctrl-C stops it");
 }

@@ -87,7 +87,8 @@ fn print_one(device: &Device, format: Format) -> Result<Exit, Failure> {
 }
 
 fn print_table(devices: &[Device]) {
-    let mut table = Table::new(&["DEVICE", "STATUS", "CONNECTION", "AUTHENTICATION", "PRIMARY", "SECONDARY", "ETAG"]);
+    let mut table =
+        Table::new(&["DEVICE", "STATUS", "CONNECTION", "AUTHENTICATION", "PRIMARY", "SECONDARY", "ETAG"]);
     for device in devices {
         let (primary, secondary) = fingerprints(device);
         let dash = |text: Option<&str>| text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned();

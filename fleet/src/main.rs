@@ -37,7 +37,9 @@ fn main() -> ExitCode {
         Command::DeviceIdentity(DeviceIdentity::Show(args)) => block_on(identities::show(&args, format)),
         Command::DeviceIdentity(DeviceIdentity::List(args)) => block_on(identities::list(&args, format)),
         Command::DeviceIdentity(DeviceIdentity::Delete(args)) => block_on(identities::delete(&args, format)),
-        Command::DeviceIdentity(DeviceIdentity::ConnectionString(args)) => block_on(identities::connection_string(&args, format)),
+        Command::DeviceIdentity(DeviceIdentity::ConnectionString(args)) => {
+            block_on(identities::connection_string(&args, format))
+        }
         Command::DeviceIdentity(DeviceIdentity::RenewKey(args)) => block_on(renew::run(args, format)),
     };
     match result {
@@ -56,7 +58,8 @@ fn block_on(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit
 
 fn run_agent(args: Vec<OsString>) -> ExitCode {
     // An agent must not outlive its demo, whatever ends that.
-    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)) {
+    if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+    {
         output::warn(&format!("the agent may outlive the demo: {error}"));
     }
     twinkey_agent::main_from([OsString::from("twinkey-agent")].into_iter().chain(args))

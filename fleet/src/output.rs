@@ -39,7 +39,8 @@ impl Table {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.chars().count()).chain([title.chars().count()]).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = self.header.iter().enumerate().map(|(i, title)| width_of(i, title)).collect();
+        let widths: Vec<usize> =
+            self.header.iter().enumerate().map(|(i, title)| width_of(i, title)).collect();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width));
             padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
@@ -81,7 +82,8 @@ pub(crate) fn table(table: &Table) {
 
 /// One JSON value on stdout, in several lines.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
+    let text =
+        serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
     line(&text);
     Ok(())
 }
@@ -125,7 +127,8 @@ mod tests {
         let mut table = Table::new(&["DEVICE", "STATUS"]);
         table.push(["pump-7".to_owned(), "enabled".to_owned()]);
         table.push(["long-device-name".to_owned(), "dis\x1b[2Jabled".to_owned()]);
-        let expected = "DEVICE            STATUS\npump-7            enabled\nlong-device-name  dis [2Jabled\n";
+        let expected =
+            "DEVICE            STATUS\npump-7            enabled\nlong-device-name  dis [2Jabled\n";
         assert_eq!(table.render(false), expected);
         assert!(table.render(true).starts_with("\x1b[1mDEVICE"));
     }

@@ -27,10 +27,13 @@ pub(crate) fn log_in(args: &HubArgs) -> Result<Hub, Failure> {
         None => match std::env::var(LOGIN_VARIABLE) {
             Ok(text) => (LOGIN_VARIABLE.to_owned(), Zeroizing::new(text)),
             Err(std::env::VarError::NotPresent) => {
-                return Err(Failure::usage("no login: the hub and its key are not known")
-                    .next(format!("give --login FILE with the hub's service connection string, or set {LOGIN_VARIABLE}")));
+                return Err(Failure::usage("no login: the hub and its key are not known").next(format!(
+                    "give --login FILE with the hub's service connection string, or set {LOGIN_VARIABLE}"
+                )));
             }
-            Err(std::env::VarError::NotUnicode(_)) => return Err(Failure::usage(format!("{LOGIN_VARIABLE} is no text"))),
+            Err(std::env::VarError::NotUnicode(_)) => {
+                return Err(Failure::usage(format!("{LOGIN_VARIABLE} is no text")));
+            }
         },
     };
     let Login { connection_string, ca_file } = Login::read(&source, text)?;
@@ -46,7 +49,8 @@ pub(crate) fn read_key(path: &Path) -> Result<Key, Failure> {
     let is_stdin = path == Path::new("-");
     let text = if is_stdin { read_stdin("key")? } else { read_file(path)? };
     Key::from_base64(text.trim()).map_err(|e| {
-        Failure::usage(format!("--key-file {}: {e}", path.display())).next("give the key alone, in base64, as the hub shows it")
+        Failure::usage(format!("--key-file {}: {e}", path.display()))
+            .next("give the key alone, in base64, as the hub shows it")
     })
 }
 
@@ -62,7 +66,11 @@ pub(crate) fn write_new_file(path: &Path, secret: &str) -> Result<(), Failure> {
     let mut file = opened.map_err(|e| {
         let exists = e.kind() == io::ErrorKind::AlreadyExists;
         let failure = fail(e);
-        if exists { failure.next("remove it, or choose another name: nothing is overwritten") } else { failure }
+        if exists {
+            failure.next("remove it, or choose another name: nothing is overwritten")
+        } else {
+            failure
+        }
     })?;
     file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
 }
@@ -85,7 +93,8 @@ impl Login {
             return Ok(Self { connection_string: text, ca_file: None });
         }
         // The cause stays unsaid: it could quote the secret.
-        let json: HubJson = serde_json::from_str(&text).map_err(|_| Failure::usage(format!("{source}: is no hub.json")))?;
+        let json: HubJson =
+            serde_json::from_str(&text).map_err(|_| Failure::usage(format!("{source}: is no hub.json")))?;
         Ok(Self { connection_string: Zeroizing::new(json.service_connection_string), ca_file: json.ca_file })
     }
 }
@@ -103,7 +112,9 @@ fn read_bounded(source: impl Read, what: &str) -> Result<Zeroizing<String>, Fail
     let read = source.take(SECRET_LEN_MAX + 1).read_to_end(&mut bytes);
     read.map_err(|e| Failure::usage(format!("read {what}: {e}")))?;
     if bytes.len() as u64 > SECRET_LEN_MAX {
-        return Err(Failure::usage(format!("{what} is longer than {SECRET_LEN_MAX} bytes, which no secret here is")));
+        return Err(Failure::usage(format!(
+            "{what} is longer than {SECRET_LEN_MAX} bytes, which no secret here is"
+        )));
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| Failure::usage(format!("{what} is no text")))?;
     Ok(Zeroizing::new(text.to_owned()))
@@ -112,6 +123,9 @@ fn read_bounded(source: impl Read, what: &str) -> Result<Zeroizing<String>, Fail
 fn warn_if_exposed(path: &Path, metadata: &fs::Metadata) {
     let mode = metadata.permissions().mode() & 0o777;
     if metadata.is_file() && mode & 0o077 != 0 {
-        output::warn(&format!("{} holds a secret and others may read it (mode {mode:03o}): chmod 600 it", path.display()));
+        output::warn(&format!(
+            "{} holds a secret and others may read it (mode {mode:03o}): chmod 600 it",
+            path.display()
+        ));
     }
 }

@@ -26,7 +26,8 @@ pub(crate) fn generate(args: &GenerateSasTokenArgs, format: Format) -> Result<Ex
         Some(policy) => signer.sign_as(&resource, policy, expiry, &mut buffer),
         None => signer.sign(&resource, expiry, &mut buffer),
     };
-    let token = signed.map_err(|e| Failure::usage(e.to_string()).next("shorten --policy-name or --resource"))?;
+    let token =
+        signed.map_err(|e| Failure::usage(e.to_string()).next("shorten --policy-name or --resource"))?;
     match format {
         Format::Table => output::line(token.expose()),
         Format::Json => output::json(&json!({"sas": token.expose(), "expiry": expiry.unix_secs()}))?,
@@ -44,9 +45,13 @@ pub(crate) fn verify(args: &VerifySasTokenArgs, format: Format) -> Result<Exit, 
     let now = args.now.unwrap_or_else(unix_now_secs);
     let verdict = verifier.verify(token.trim(), &args.resource, now);
     match (format, verdict) {
-        (Format::Table, Ok(verified)) => output::line(&format!("valid: expires at {}", verified.expiry.unix_secs())),
+        (Format::Table, Ok(verified)) => {
+            output::line(&format!("valid: expires at {}", verified.expiry.unix_secs()))
+        }
         (Format::Table, Err(error)) => output::line(&format!("not valid: {error}")),
-        (Format::Json, Ok(verified)) => output::json(&json!({"valid": true, "expiry": verified.expiry.unix_secs()}))?,
+        (Format::Json, Ok(verified)) => {
+            output::json(&json!({"valid": true, "expiry": verified.expiry.unix_secs()}))?
+        }
         (Format::Json, Err(error)) => output::json(&json!({"valid": false, "reason": error.to_string()}))?,
     }
     Ok(if verdict.is_ok() { Exit::Done } else { Exit::Failed })

@@ -1,4 +1,5 @@
 //! The operator's order, step by step, against a hub and agents of which the test decides every word.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test may fail loudly")]
 
 mod scripted_hub;
 
@@ -45,7 +46,10 @@ fn a_new_key_is_sealed_offered_proved_and_its_offer_erased() {
     let row = &json[0];
     assert_eq!((row["deviceId"].as_str(), row["outcome"].as_str()), (Some("d1"), Some("renewed")));
     let registry = hub.device("d1", |d| Fingerprint::of(&d.keys[&KeySlot::Secondary]).to_string());
-    assert_eq!(row["fingerprints"]["before"]["secondary"].as_str(), Some(Fingerprint::of(&key(2)).to_string().as_str()));
+    assert_eq!(
+        row["fingerprints"]["before"]["secondary"].as_str(),
+        Some(Fingerprint::of(&key(2)).to_string().as_str())
+    );
     assert_eq!(row["fingerprints"]["after"]["secondary"].as_str(), Some(registry.as_str()));
     assert_eq!(row["fingerprints"]["before"]["primary"], row["fingerprints"]["after"]["primary"]);
     assert!(row["rotation"].as_str().unwrap().parse::<RotationId>().is_ok());
@@ -56,7 +60,11 @@ fn a_new_key_is_sealed_offered_proved_and_its_offer_erased() {
     });
     // The offer goes to whatever twin there is; its erasure only to the twin in which the proof was seen.
     let if_matches = hub.change(|state| state.if_matches.clone());
-    let patches: Vec<_> = if_matches.iter().filter(|(call, _)| call.starts_with("PATCH")).map(|(_, etag)| etag.as_str()).collect();
+    let patches: Vec<_> = if_matches
+        .iter()
+        .filter(|(call, _)| call.starts_with("PATCH"))
+        .map(|(_, etag)| etag.as_str())
+        .collect();
     assert_eq!(patches.first(), Some(&"\"*\""));
     assert!(patches.len() == 2 && patches[1] != "\"*\"", "{patches:?}");
 }
@@ -77,7 +85,8 @@ fn a_device_without_agent_or_connection_is_refused_for_every_key_type() {
     let plain = || Device { agent: None, ..Device::with_agent() };
     let hub = ScriptedHub::start([("dark", dark()), ("plain", plain())]);
     for key_type in ["primary", "secondary", "both", "swap"] {
-        let (output, json, stderr) = renew_devices(&hub, &["dark", "plain"], &["--key-type", key_type, "--yes"]);
+        let (output, json, stderr) =
+            renew_devices(&hub, &["dark", "plain"], &["--key-type", key_type, "--yes"]);
         assert_eq!(exit(&output), 3, "{stderr}");
         let reasons = [json[0]["reason"].as_str(), json[1]["reason"].as_str()];
         assert_eq!(reasons, [Some("not-connected"), Some("no-agent")], "{key_type}");
@@ -91,7 +100,10 @@ fn a_key_that_the_device_does_not_take_is_erased_and_the_run_fails() {
     hub.device("d1", |d| d.agent().manner = Manner::Refuses);
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 1, "{stderr}");
-    assert_eq!((json[0]["outcome"].as_str(), json[0]["reason"].as_str()), (Some("rejected"), Some("refused")));
+    assert_eq!(
+        (json[0]["outcome"].as_str(), json[0]["reason"].as_str()),
+        (Some("rejected"), Some("refused"))
+    );
     assert!(hub.device("d1", |d| d.offer().is_none()));
 }
 
@@ -118,7 +130,8 @@ fn a_run_that_died_before_erasing_is_settled_by_the_next() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
     let id: RotationId = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap();
     hub.device("d1", |d| {
-        d.desired = Offer { rotation: id, primary: None, secondary: Some(OfferedKey::Plain(key(2))) }.to_patch();
+        d.desired =
+            Offer { rotation: id, primary: None, secondary: Some(OfferedKey::Plain(key(2))) }.to_patch();
         let agent = d.agent();
         (agent.active, agent.rotation, agent.status) = (KeySlot::Secondary, Some(id), Status::Committed);
     });
@@ -166,9 +179,12 @@ fn a_refused_regeneration_fails_with_the_hubs_reason_and_offers_nothing() {
 #[test]
 fn somebody_elses_renewal_at_the_same_time_is_noticed() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
-    hub.answer_first(REGENERATE, Canned::Meanwhile(|state| {
-        state.devices.get_mut("d1").unwrap().keys.insert(KeySlot::Primary, key(50));
-    }));
+    hub.answer_first(
+        REGENERATE,
+        Canned::Meanwhile(|state| {
+            state.devices.get_mut("d1").unwrap().keys.insert(KeySlot::Primary, key(50));
+        }),
+    );
     let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 1);
     assert!(stderr.contains("somebody else"), "{stderr}");
@@ -179,16 +195,23 @@ fn somebody_elses_renewal_at_the_same_time_is_noticed() {
 fn a_newer_offer_is_not_erased() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
     hub.answer_first("PATCH", Canned::Status(200));
-    hub.answer_first("PATCH", Canned::Meanwhile(|state| {
-        let device = state.devices.get_mut("d1").unwrap();
-        let rotation = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap();
-        device.desired = Offer { rotation, primary: Some(OfferedKey::Plain(key(1))), secondary: None }.to_patch();
-        device.twin_etag += 1000;
-    }));
+    hub.answer_first(
+        "PATCH",
+        Canned::Meanwhile(|state| {
+            let device = state.devices.get_mut("d1").unwrap();
+            let rotation = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap();
+            device.desired =
+                Offer { rotation, primary: Some(OfferedKey::Plain(key(1))), secondary: None }.to_patch();
+            device.twin_etag += 1000;
+        }),
+    );
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
     assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
-    assert!(hub.device("d1", |d| d.offer().is_some_and(|offer| offer.primary.is_some())), "the newer offer stands");
+    assert!(
+        hub.device("d1", |d| d.offer().is_some_and(|offer| offer.primary.is_some())),
+        "the newer offer stands"
+    );
 }
 
 #[test]
@@ -255,7 +278,10 @@ fn both_keys_are_renewed_only_for_devices_that_are_named_as_forced() {
     let (output, json, stderr) = renew_devices(&hub, &["d1", "d2"], &flags);
     assert_eq!(exit(&output), 4, "{stderr}");
     assert_eq!(json[0]["outcome"].as_str(), Some("renewed"), "{stderr}");
-    assert_eq!((json[1]["outcome"].as_str(), json[1]["reason"].as_str()), (Some("refused"), Some("both-slots")));
+    assert_eq!(
+        (json[1]["outcome"].as_str(), json[1]["reason"].as_str()),
+        (Some("refused"), Some("both-slots"))
+    );
     assert!(stderr.contains("d1: forced, although"), "{stderr}");
     assert_eq!(hub.device("d2", |d| base64(&d.keys[&KeySlot::Primary])), base64(&key(1)));
 }
@@ -272,7 +298,10 @@ fn forced_onto_a_device_without_agent_nothing_is_left_in_its_twin() {
 #[test]
 fn what_is_no_hub_is_named_as_such() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
-    hub.answer_first("GET /devices/d1", Canned::Instead(403, "content-type: text/html\r\n", "<html>blocked</html>"));
+    hub.answer_first(
+        "GET /devices/d1",
+        Canned::Instead(403, "content-type: text/html\r\n", "<html>blocked</html>"),
+    );
     let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 1);
     assert!(stderr.contains("a web page") && stderr.contains("HTTPS_PROXY"), "{stderr}");

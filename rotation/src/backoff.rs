@@ -51,9 +51,10 @@ impl Policy {
     /// The most attempts to connect that the machine asks for in an hour of steady refusal: rounds of at most
     /// `keys` attempts, a round no more often than half the longest wait.
     pub const fn attempts_per_hour_max(&self, keys: u64) -> u64 {
-        let round_ms = self.retry_delay_ms_max / 2 + self.fallback_delay_ms * keys.saturating_sub(1);
+        let fallbacks_ms = self.fallback_delay_ms.saturating_mul(keys.saturating_sub(1));
+        let round_ms = (self.retry_delay_ms_max / 2).saturating_add(fallbacks_ms);
         match 3_600_000_u64.checked_div(round_ms) {
-            Some(rounds) => (rounds + 1) * keys,
+            Some(rounds) => (rounds + 1).saturating_mul(keys),
             None => u64::MAX,
         }
     }

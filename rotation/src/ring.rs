@@ -234,26 +234,30 @@ impl Ring {
     /// The hub accepted `key` at `at`: it becomes the active key of its slot.
     pub(crate) fn promote(&mut self, key: KeyName, at: UnixSecs) {
         let proven = Held { key, proven_at: Some(at) };
-        let offered_in = [self.active.other(), self.active]
+        let offered_in = |standing| {
+            let candidate = Some(Candidate { key, standing });
+            [self.active.other(), self.active]
+                .into_iter()
+                .find(|slot| self.slots.of(*slot).candidate == candidate)
+        };
+        let held_in = [self.active, self.active.other()]
             .into_iter()
-            .find(|slot| self.slots.of(*slot).candidate.is_some_and(|c| c.key == key));
-        if let Some(slot) = offered_in {
+            .find(|slot| self.slots.of(*slot).held.is_some_and(|held| held.key == key));
+        // The newest document knows best where a key belongs, an old one least.
+        if let Some(slot) = offered_in(Standing::Trying).or(held_in).or(offered_in(Standing::Spare)) {
             let place = self.slots.of_mut(slot);
             let displaced = place.held.filter(|held| held.key != key);
-            *place = Place { held: Some(proven), candidate: None };
-            self.active = slot;
-            if let Some(displaced) = displaced {
-                self.retired = Some(Retired { slot, key: displaced.key });
+            let was_proven = place.held.is_some_and(|held| held.proven_at.is_some());
+            let was_offered = place.candidate.is_some_and(|candidate| candidate.key == key);
+            if was_offered {
+                place.candidate = None;
             }
-        } else if let Some(slot) = [self.active, self.active.other()]
-            .into_iter()
-            .find(|slot| self.slots.of(*slot).held.is_some_and(|held| held.key == key))
-        {
-            let place = self.slots.of_mut(slot);
-            let is_news = slot != self.active || place.held.is_none_or(|held| held.proven_at.is_none());
-            if is_news {
+            if was_offered || !was_proven || slot != self.active {
                 place.held = Some(proven);
                 self.active = slot;
+            }
+            if let Some(displaced) = displaced {
+                self.retired = Some(Retired { slot, key: displaced.key });
             }
         } else if let Some(retired) = self.retired.filter(|retired| retired.key == key) {
             let place = self.slots.of_mut(retired.slot);
@@ -278,17 +282,15 @@ impl Ring {
         let on_trial = self.slot_on_trial().is_some();
         let slots = self.slots;
         if let Some(rotation) = &mut self.rotation {
-            let holds_all = KeySlot::ALL.into_iter().all(|slot| {
-                rotation
-                    .offered
-                    .of(slot)
-                    .is_none_or(|key| slots.of(slot).held.is_some_and(|held| held.key == key))
+            let is_any_set_aside = KeySlot::ALL.into_iter().any(|slot| {
+                let candidate = slots.of(slot).candidate.map(|candidate| candidate.key);
+                candidate.is_some() && candidate == *rotation.offered.of(slot)
             });
-            rotation.verdict = match (on_trial, holds_all) {
+            rotation.verdict = match (on_trial, is_any_set_aside) {
                 (true, _) => rotation.verdict,
-                (false, true) => Some(Verdict::Committed),
-                // A committed rotation stays committed when a fallback to the retired key undoes its slot later.
-                (false, false) => rotation.verdict.or(Some(Verdict::Rejected)),
+                (false, true) => Some(Verdict::Rejected),
+                // Also when a fallback to the retired key has undone a slot since: the hub did accept the offer.
+                (false, false) => Some(Verdict::Committed),
             };
         }
     }

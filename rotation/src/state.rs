@@ -149,7 +149,9 @@ pub enum Trouble {
 pub enum Input {
     /// The process has started and the ring was read from disk.
     Boot,
-    /// The operator's document, whole, as it stands now.
+    /// The operator's document, whole, as it stands now. I1 counts on a connection having been accepted since the
+    /// start: before that, the machine can't know that the candidate which a new offer displaces had just been
+    /// accepted when the power went.
     Desired(Desired),
     /// The operator asks for another trial of candidates that were set aside.
     Retry,

@@ -142,7 +142,8 @@ fn stored(state: &mut State, is_certain: bool, pace: &Pace<'_>, effects: &mut Ef
 }
 
 fn accepted(state: &mut State, key: KeyName, at: UnixSecs, pace: &Pace<'_>, effects: &mut Effects) {
-    let on_trial = candidate_on_trial(&state.ring);
+    let trial = |ring: &Ring| (ring.slot_on_trial(), candidate_on_trial(ring));
+    let on_trial = trial(&state.ring);
     state.ring.promote(key, at);
     // A connection that takes over from a settled one goes on being it.
     state.is_settled &= state.live.is_some();
@@ -152,7 +153,7 @@ fn accepted(state: &mut State, key: KeyName, at: UnixSecs, pace: &Pace<'_>, effe
     state.pacing.cursor = 0;
     state.pacing.unanswered = 0;
     state.trouble = None;
-    if candidate_on_trial(&state.ring) != on_trial {
+    if trial(&state.ring) != on_trial {
         state.trial = Trial::NEW;
     } else if state.trial.window == Window::Closed {
         // Whatever this connection was made for, it shows that the hub accepts a key of ours now.
@@ -237,7 +238,10 @@ fn lost(state: &mut State, pace: &Pace<'_>, effects: &mut Effects) {
         return;
     }
     state.is_renewal_due = false;
-    withdraw_control(state);
+    // A hub may close this connection while it refuses the candidate: that refusal, still to come, counts.
+    if state.attempt.is_none_or(|attempt| attempt.purpose != Purpose::Trial) {
+        withdraw_control(state);
+    }
     state.pacing.is_waiting = true;
     let delay_ms = match state.pacing.failures {
         0 => pace.reconnect_ms(),

@@ -79,7 +79,7 @@ impl Story {
         }
         let armed = |timer: &&Timer| world.armed[**timer as usize];
         inputs.extend(self.timers.iter().filter(armed).map(|timer| Input::Fired(*timer)));
-        if world.document != Some(self.acts[world.act].document) {
+        if world.has_connected && world.document != Some(self.acts[world.act].document) {
             inputs.push(Input::Desired(self.acts[world.act].document));
         }
         if self.may_retry {
@@ -184,7 +184,7 @@ fn one_key_on_a_disk_that_fails() {
 #[test]
 fn both_slots_at_once() {
     let acts = vec![act(C, D, offer(1, Some(C), Some(D)))];
-    Story::new("both slots at once", acts).search();
+    Story { may_be_lost: false, ..Story::new("both slots at once", acts) }.search();
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn active_slot_regenerated_behind_the_agent() {
 #[test]
 fn offer_for_the_slot_in_use() {
     let acts = vec![act(C, B, offer(1, Some(C), None))];
-    Story { may_disk_fail: true, ..Story::new("offer for the slot in use", acts) }.search();
+    Story::new("offer for the slot in use", acts).search();
 }
 
 #[test]
@@ -255,6 +255,7 @@ fn two_offered_keys_of_which_the_hub_accepts_one() {
     Story {
         may_retry: true,
         may_be_lost: false,
+        lingering: vec![A],
         troubles: Vec::new(),
         ..Story::new("two offered keys of which the hub accepts one", acts)
     }
@@ -276,7 +277,7 @@ fn key_offered_for_one_slot_and_then_for_the_other() {
 #[test]
 fn one_key_for_both_slots() {
     let acts = vec![act(C, C, offer(1, Some(C), Some(C)))];
-    Story::new("one key for both slots", acts).search();
+    Story { may_be_lost: false, ..Story::new("one key for both slots", acts) }.search();
 }
 
 #[test]
@@ -294,9 +295,20 @@ fn device_with_one_key() {
 fn token_renewal_beside_a_trial() {
     let acts = vec![act(A, C, offer(1, None, Some(C)))];
     Story {
-        timers: Timer::ALL.to_vec(),
+        timers: vec![Timer::Retry, Timer::Trial, Timer::Window, Timer::Renewal],
         troubles: vec![Trouble::Unanswered],
         ..Story::new("token renewal beside a trial", acts)
+    }
+    .search();
+}
+
+#[test]
+fn connections_that_settle_or_do_not() {
+    let acts = vec![act(A, B, Desired::Nothing), act(A, B, offer(1, Some(A), Some(B)))];
+    Story {
+        timers: vec![Timer::Retry, Timer::Store, Timer::Settled, Timer::Renewal],
+        troubles: vec![Trouble::Unanswered, Trouble::Clock],
+        ..Story::new("connections that settle or do not", acts)
     }
     .search();
 }

@@ -103,6 +103,11 @@ impl Attempt {
         );
     }
 
+    /// Whether the hub has been asked and has not answered yet.
+    pub(super) fn is_at_connect(&self) -> bool {
+        matches!(self.step, Step::Connecting(_))
+    }
+
     /// Whether messages wait for the outcome.
     pub(super) fn holds_messages(&self, now: Instant) -> bool {
         self.held_until.is_some_and(|until| now < until)

@@ -305,7 +305,7 @@ impl BulkEntry {
             given @ (Precondition::Any | Precondition::Etag(_)) => Ok(given),
         };
         let desired = self.properties.and_then(|properties| properties.desired);
-        let twin = ServicePatch { tags: self.tags, desired };
+        let twin = ServicePatch::new(self.tags, desired);
         match self.import_mode {
             ImportMode::Create => {
                 create(hub, state, &id, self.body)?;

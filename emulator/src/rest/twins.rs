@@ -43,12 +43,8 @@ pub(super) fn change(hub: &Hub, id: &IdentityId, call: &Call<'_>, replace: bool)
         desired: Option<Map<String, Value>>,
     }
     let Body { tags, properties } = call.json()?;
-    let desired = properties.desired.map(|mut desired| {
-        // Callers send back what they have read.
-        desired.retain(|name, _| name != "$version" && name != "$metadata");
-        desired
-    });
-    hub.lock().change_twin(id, &ServicePatch { tags, desired }, replace, &call.precondition())?;
+    let patch = ServicePatch::new(tags, properties.desired);
+    hub.lock().change_twin(id, &patch, replace, &call.precondition())?;
     read(hub, id)
 }
 

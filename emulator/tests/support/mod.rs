@@ -1,6 +1,14 @@
 //! A hub for one test, a REST caller and a small MQTT client on real sockets.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this module")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +24,7 @@ use rumqttc::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ProtocolVersion, SupportedProtocolVersion};
 use serde_json::{Value, json};
 use sha2::Sha256;
 use tempfile::TempDir;
@@ -73,15 +82,7 @@ impl TestHub {
         let mut options = Options { data_dir: dir.path().to_owned(), ..Options::default() };
         choose(&mut options);
         let emulator = start(options).await.unwrap();
-        let pem = std::fs::read(&emulator.ready().ca_file).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = trusting(&emulator.ready().ca_file, rustls::ALL_VERSIONS);
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(config.clone())
             .timeout(PATIENCE)
@@ -215,6 +216,20 @@ impl TestHub {
         Client { stream, input: BytesMut::new(), last_pkid: 0 }
     }
 
+    /// Shakes hands on the MQTT port in one TLS version, asking for `name`; the version agreed on.
+    pub async fn handshake(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        name: &'static str,
+    ) -> std::io::Result<ProtocolVersion> {
+        let config = trusting(&self.emulator.ready().ca_file, &[version]);
+        let tcp = TcpStream::connect(&self.emulator.ready().mqtts).await?;
+        let connector = TlsConnector::from(Arc::new(config));
+        let stream =
+            timeout(PATIENCE, connector.connect(ServerName::try_from(name).unwrap(), tcp)).await.unwrap()?;
+        Ok(stream.get_ref().1.protocol_version().unwrap())
+    }
+
     pub async fn try_connect(&self, connect: Connect) -> Result<(Client, bool), ConnectReturnCode> {
         let mut client = self.open().await;
         client.send(Packet::Connect(connect)).await;
@@ -238,6 +253,16 @@ impl TestHub {
     pub async fn is_refused(&self, id: &str, key: &str) -> bool {
         self.try_connect(connect(id, key)).await.is_err()
     }
+}
+
+fn trusting(ca_file: &Path, versions: &[&'static SupportedProtocolVersion]) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca_file).unwrap()).unwrap();
+    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

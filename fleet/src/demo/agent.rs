@@ -29,8 +29,10 @@ pub(crate) struct AgentProcess {
 impl AgentProcess {
     /// Starts this very program as an agent, which logs to a new file `log`.
     pub(crate) fn start(config: &Path, log: &Path) -> Result<Self, Failure> {
-        let log_file = File::create_new(log).map_err(|e| Failure::failed(format!("write {}: {e}", log.display())))?;
-        let program = std::env::current_exe().map_err(|e| Failure::failed(format!("find this program's file: {e}")))?;
+        let log_file =
+            File::create_new(log).map_err(|e| Failure::failed(format!("write {}: {e}", log.display())))?;
+        let program =
+            std::env::current_exe().map_err(|e| Failure::failed(format!("find this program's file: {e}")))?;
         let child = Command::new(program)
             .args(["agent-process", "run", "--config"])
             .arg(config)

@@ -38,7 +38,10 @@ pub(crate) struct Messages {
 }
 
 /// Compares by number.
-pub(crate) fn compare(sent: impl IntoIterator<Item = u64>, received: impl IntoIterator<Item = u64>) -> Messages {
+pub(crate) fn compare(
+    sent: impl IntoIterator<Item = u64>,
+    received: impl IntoIterator<Item = u64>,
+) -> Messages {
     let mut copies: BTreeMap<u64, u64> = BTreeMap::new();
     for number in received {
         *copies.entry(number).or_default() += 1;

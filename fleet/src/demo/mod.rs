@@ -143,7 +143,8 @@ fn conclude(narrator: &Narrator, summary: &Summary, findings: &Findings) {
 }
 
 fn invite(narrator: &Narrator, world: &World) {
-    let program = std::env::current_exe().map_or_else(|_| "twinkey".to_owned(), |path| path.display().to_string());
+    let program =
+        std::env::current_exe().map_or_else(|_| "twinkey".to_owned(), |path| path.display().to_string());
     let (login, ca_file) = (world.paths.login.display(), world.paths.ca_file.display());
     let hub = format!("--login {login} --ca-file {ca_file}");
     narrator.chapter("Everything keeps running. In another terminal:");

@@ -17,7 +17,8 @@ pub(crate) struct Narrator {
 
 impl Narrator {
     pub(crate) fn new(to_stderr: bool) -> Self {
-        let is_coloured = if to_stderr { output::is_coloured(&io::stderr()) } else { output::is_coloured(&io::stdout()) };
+        let is_coloured =
+            if to_stderr { output::is_coloured(&io::stderr()) } else { output::is_coloured(&io::stdout()) };
         // Hides itself where stderr is no terminal.
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg}") {

@@ -104,7 +104,8 @@ impl Observer {
             if page.messages.is_empty() {
                 break;
             }
-            let number = |message: Message| serde_json::from_str::<Body>(&message.body?).ok().map(|body| body.number);
+            let number =
+                |message: Message| serde_json::from_str::<Body>(&message.body?).ok().map(|body| body.number);
             received.numbers.extend(page.messages.into_iter().filter_map(number));
             after = page.next;
         }
@@ -122,13 +123,24 @@ impl Observer {
         self.call::<Value>(Method::POST, "restart", Some(body)).await.map(drop)
     }
 
-    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Value>) -> Result<T, HubError> {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<T, HubError> {
         let path = format!("/$emulator/{path}");
         let call = describe(&method, &path);
         let body = body.map(|body| Zeroizing::new(body.to_string().into_bytes()));
         let answer = self.transport.exchange(method, &path, HeaderMap::new(), body).await?;
         if !(200..300).contains(&answer.status) {
-            return Err(HubError::from_answer(&call, answer.status, answer.error_code.as_deref(), None, &answer.body));
+            return Err(HubError::from_answer(
+                &call,
+                answer.status,
+                answer.error_code.as_deref(),
+                None,
+                &answer.body,
+            ));
         }
         let text: &[u8] = if answer.body.is_empty() { b"null" } else { &answer.body };
         serde_json::from_slice(text).map_err(|e| HubError::malformed(&call, &e))

@@ -44,7 +44,8 @@ pub(crate) async fn tell(world: &World, narrator: &Narrator, findings: &mut Find
     teller.judge("the gateway connects with its primary key", beginning);
     let chapter = teller.renewal("1  The operator renews the secondary key", KeyType::Secondary).await;
     teller.judge("the secondary key is renewed and the gateway has moved to it", chapter);
-    let chapter = teller.renewal("2  Then the primary key, which nobody uses any more", KeyType::Primary).await;
+    let chapter =
+        teller.renewal("2  Then the primary key, which nobody uses any more", KeyType::Primary).await;
     teller.judge("the primary key is renewed and the gateway has moved to it", chapter);
     let chapter = teller.bad_offer().await;
     teller.judge("a key that the hub refuses is rejected, and the gateway stays up", chapter);
@@ -82,10 +83,16 @@ impl Teller<'_> {
     }
 
     async fn beginning(&self) -> Result<(), Failure> {
-        let report = self.world.until_report("the agent's first report", |report| report.active.is_some()).await?;
+        let report =
+            self.world.until_report("the agent's first report", |report| report.active.is_some()).await?;
         self.world.until_connections("a live connection", |seen| seen.live().map(drop)).await?;
-        let sealing = if report.seal_to.is_some() { "a public key to seal new keys to" } else { "no public key to seal to" };
-        self.narrator.say(&format!("the agent {} reports the fingerprint of its key, and {sealing}", report.agent));
+        let sealing = if report.seal_to.is_some() {
+            "a public key to seal new keys to"
+        } else {
+            "no public key to seal to"
+        };
+        self.narrator
+            .say(&format!("the agent {} reports the fingerprint of its key, and {sealing}", report.agent));
         self.narrator.say("programs on the gateway send numbered telemetry through it, 66 messages a second");
         Ok(())
     }
@@ -119,10 +126,17 @@ impl Teller<'_> {
         let ending = renew(&self.world.hub, &job, &watch, &mut trace).await.map_err(explain)?;
         let moves = moves(&trace);
         match ending {
-            Ending::Renewed if moves.is_empty() => narrator.say("the registry's key is sealed, offered, proved; the offer is erased"),
-            Ending::Renewed => narrator.say(&format!("{moves}: made by the hub, sealed, offered, proved; the offer is erased")),
-            Ending::Swapped => narrator.say("no new key, nothing to connect for: the agent only changes the labels"),
-            Ending::Settled | Ending::Undelivered => return Err(Failure::failed("an offer was left from before")),
+            Ending::Renewed if moves.is_empty() => {
+                narrator.say("the registry's key is sealed, offered, proved; the offer is erased")
+            }
+            Ending::Renewed => narrator
+                .say(&format!("{moves}: made by the hub, sealed, offered, proved; the offer is erased")),
+            Ending::Swapped => {
+                narrator.say("no new key, nothing to connect for: the agent only changes the labels")
+            }
+            Ending::Settled | Ending::Undelivered => {
+                return Err(Failure::failed("an offer was left from before"));
+            }
         }
         self.findings.rotations += 1;
         Ok(())
@@ -135,12 +149,15 @@ impl Teller<'_> {
         let (report, slot) = self.unused_slot().await?;
         let key = new_key()?;
         let rotation = put_offer(&world.hub, &world.identity, &[(slot, &key)], report.seal_to).await?;
-        let is_over = |report: &Report| report.rotation == Some(rotation) && report.status == Status::Rejected;
+        let is_over =
+            |report: &Report| report.rotation == Some(rotation) && report.status == Status::Rejected;
         let rejected = world.until_report("the agent's rejection of the key", is_over).await?;
         let seen = world.observer.connections().await?;
         let refusals = seen.refused.iter().filter(|refused| refused.at_ms >= from_ms).count();
         let reason = rejected.reason.map_or("no reason", |reason| reason.as_str());
-        self.narrator.say(&format!("the hub refused it {refusals} times; the agent gave up on it ({reason}) and kept its key"));
+        self.narrator.say(&format!(
+            "the hub refused it {refusals} times; the agent gave up on it ({reason}) and kept its key"
+        ));
         self.note_renewal_gap(&seen, from_ms);
         erase(&world.hub, DEVICE_ID, rotation, world.hub.twin(DEVICE_ID).await?).await?;
         if refusals == 0 || rejected.active != report.active {
@@ -158,7 +175,8 @@ impl Teller<'_> {
         let from_ms = self.now_ms().await?;
         world.observer.cut().await?;
         let fell_back = |seen: &Connections| {
-            let live = seen.live().filter(|live| live.connected_ms >= from_ms && live.key == other.as_str())?;
+            let live =
+                seen.live().filter(|live| live.connected_ms >= from_ms && live.key == other.as_str())?;
             (!live.took_over).then_some(())
         };
         world.until_connections("the fallback to the other key", fell_back).await?;
@@ -166,7 +184,8 @@ impl Teller<'_> {
         self.note_outage(from_ms).await?;
         let on_other = |report: &Report| report.active == Some(other);
         world.until_report("the agent's report of its fallback", on_other).await?;
-        self.narrator.say(&format!("the {active} key is dead; the gateway lives on its {other} key and says so"));
+        self.narrator
+            .say(&format!("the {active} key is dead; the gateway lives on its {other} key and says so"));
         let from_ms = self.now_ms().await?;
         self.renew(if active == KeySlot::Primary { KeyType::Primary } else { KeyType::Secondary }).await?;
         self.note_renewal_gap(&world.observer.connections().await?, from_ms);
@@ -184,9 +203,13 @@ impl Teller<'_> {
         let key = self.world.until_connections("the token's renewal", renewed).await?;
         let (report, _) = self.unused_slot().await?;
         if report.active.map(KeySlot::as_str) != Some(key.as_str()) {
-            return Err(Failure::failed(format!("the agent reports another key than {key}, which the hub saw")));
+            return Err(Failure::failed(format!(
+                "the agent reports another key than {key}, which the hub saw"
+            )));
         }
-        self.narrator.say("a second connection with a fresh token took over while the first one still carried traffic");
+        self.narrator.say(
+            "a second connection with a fresh token took over while the first one still carried traffic",
+        );
         self.note_renewal_gap(&self.world.observer.connections().await?, from_ms);
         Ok(())
     }
@@ -215,7 +238,8 @@ impl Teller<'_> {
         let is_drained = drained.await.is_ok();
         let received = observer.received().await?;
         self.findings.messages = compare(traffic.sent(), received.numbers);
-        self.findings.takeovers = observer.connections().await?.connections.iter().filter(|c| c.took_over).count();
+        self.findings.takeovers =
+            observer.connections().await?.connections.iter().filter(|c| c.took_over).count();
         let Messages { sent, lost, .. } = self.findings.messages;
         if let Some((count, reason)) = traffic.refused() {
             return Err(Failure::failed(format!("the agent did not take {count} messages: {reason}")));
@@ -235,7 +259,8 @@ impl Teller<'_> {
 
     /// The slot that the device does not live on, by its report.
     async fn unused_slot(&self) -> Result<(Report, KeySlot), Failure> {
-        let report = self.world.until_report("a report of the key in use", |report| report.active.is_some()).await?;
+        let report =
+            self.world.until_report("a report of the key in use", |report| report.active.is_some()).await?;
         let active = report.active.ok_or_else(|| Failure::failed("the agent reports no key in use"))?;
         Ok((report, active.other()))
     }
@@ -267,9 +292,11 @@ fn moves(trace: &Trace) -> String {
 fn explain(stop: Stop) -> Failure {
     match stop {
         Stop::Refused(refusal) => Failure::failed(format!("refused: {refusal}")),
-        Stop::Rejected { status, reason } => {
-            Failure::failed(format!("the device answered {} ({})", status.as_str(), reason.map_or("no reason", |reason| reason.as_str())))
-        }
+        Stop::Rejected { status, reason } => Failure::failed(format!(
+            "the device answered {} ({})",
+            status.as_str(),
+            reason.map_or("no reason", |reason| reason.as_str())
+        )),
         Stop::Unanswered { last } => Failure::failed(format!("no proof in time; the device said: {last}")),
         Stop::Failed(failure) => failure,
     }

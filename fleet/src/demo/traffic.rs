@@ -44,10 +44,13 @@ impl Traffic {
     /// Connects to the agent's socket and begins to send.
     pub(crate) async fn start(socket: &Path) -> Result<Self, Failure> {
         let stream = UnixStream::connect(socket).await;
-        let stream = stream.map_err(|e| Failure::failed(format!("connect to the agent's socket {}: {e}", socket.display())))?;
+        let stream = stream.map_err(|e| {
+            Failure::failed(format!("connect to the agent's socket {}: {e}", socket.display()))
+        })?;
         let (read, write) = stream.into_split();
         let ledger = Arc::new(Ledger::default());
-        let tasks = [tokio::spawn(send(write, ledger.clone())), tokio::spawn(take_answers(read, ledger.clone()))];
+        let tasks =
+            [tokio::spawn(send(write, ledger.clone())), tokio::spawn(take_answers(read, ledger.clone()))];
         Ok(Self { ledger, tasks })
     }
 
@@ -115,7 +118,8 @@ async fn send(mut socket: OwnedWriteHalf, ledger: Arc<Ledger>) {
         ticks.tick().await;
         let Some(number) = ledger.next_number() else { continue };
         let body = json!({"number": number}).to_string();
-        let request = json!({"request": "publish", "id": number, "body": body, "properties": {"source": "demo"}});
+        let request =
+            json!({"request": "publish", "id": number, "body": body, "properties": {"source": "demo"}});
         // The agent is gone: its keeper says so, and what is outstanding counts as lost.
         if socket.write_all(format!("{request}\n").as_bytes()).await.is_err() {
             return;

@@ -60,14 +60,19 @@ impl World {
         let agent_dir = private_dir(dir.path(), "agent")?;
         let socket = dir.path().join("agent.sock");
         if socket.as_os_str().len() > SOCKET_PATH_LEN_MAX {
-            return Err(Failure::failed(format!("{} is too long for a socket", socket.display())).next("point TMPDIR at a shorter path"));
+            return Err(Failure::failed(format!("{} is too long for a socket", socket.display()))
+                .next("point TMPDIR at a shorter path"));
         }
 
         let options = Options { data_dir: hub_dir.clone(), ..Options::default() };
         let started = twinkey_emulator::start(options).await;
-        let emulator = started.map_err(|e| Failure::failed(format!("the hub did not start: {}", chain(&e))))?;
+        let emulator =
+            started.map_err(|e| Failure::failed(format!("the hub did not start: {}", chain(&e))))?;
         let ready = emulator.ready();
-        narrator.say(&format!("a hub listens: MQTT over TLS on {}, its REST interface on {}", ready.mqtts, ready.https));
+        narrator.say(&format!(
+            "a hub listens: MQTT over TLS on {}, its REST interface on {}",
+            ready.mqtts, ready.https
+        ));
 
         let login = ServiceConnectionString::parse(&ready.service_connection_string);
         let login = login.map_err(|e| Failure::failed(format!("the hub's own login: {}", chain(&e))))?;
@@ -79,13 +84,16 @@ impl World {
 
         let key = device.keys().ok_or_else(|| Failure::failed("the hub made no keys"))?.primary;
         let host_name = hub.host_name().to_owned();
-        let text = DeviceConnectionString { host_name, identity: identity.clone(), key, gateway_host_name: None }.expose();
+        let text =
+            DeviceConnectionString { host_name, identity: identity.clone(), key, gateway_host_name: None }
+                .expose();
         let connection_string_file = dir.path().join("connection-string");
         secrets::write_new_file(&connection_string_file, &text)?;
         let agent_config = dir.path().join("agent.toml");
         let port = ready.mqtts.rsplit_once(':').map_or("8883", |(_, port)| port);
         let config = configuration(&connection_string_file, &ready.ca_file, port, &agent_dir, &socket);
-        fs::write(&agent_config, config).map_err(|e| Failure::failed(format!("write {}: {e}", agent_config.display())))?;
+        fs::write(&agent_config, config)
+            .map_err(|e| Failure::failed(format!("write {}: {e}", agent_config.display())))?;
         let (login, agent_log) = (hub_dir.join("hub.json"), dir.path().join("agent.log"));
         let paths = Paths { login, ca_file: ready.ca_file.clone(), agent_config, agent_log };
 
@@ -114,7 +122,11 @@ impl World {
     }
 
     /// Waits until the agent's report is as wished.
-    pub(crate) async fn until_report(&self, what: &str, wish: impl Fn(&Report) -> bool) -> Result<Report, Failure> {
+    pub(crate) async fn until_report(
+        &self,
+        what: &str,
+        wish: impl Fn(&Report) -> bool,
+    ) -> Result<Report, Failure> {
         until(what, async || {
             let report = self.hub.twin(DEVICE_ID).await?.report();
             Ok(report.ok().flatten().filter(|report| wish(report)))
@@ -124,7 +136,10 @@ impl World {
 }
 
 /// Looks again and again until there is something, while the hub may be away.
-pub(crate) async fn until<T>(what: &str, look: impl AsyncFn() -> Result<Option<T>, HubError>) -> Result<T, Failure> {
+pub(crate) async fn until<T>(
+    what: &str,
+    look: impl AsyncFn() -> Result<Option<T>, HubError>,
+) -> Result<T, Failure> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let why = match look().await {
@@ -135,7 +150,10 @@ pub(crate) async fn until<T>(what: &str, look: impl AsyncFn() -> Result<Option<T
         };
         if Instant::now() >= deadline {
             let cause = why.map_or_else(String::new, |error| format!(": {}", chain(&error)));
-            return Err(Failure::failed(format!("{what} did not happen within {} s{cause}", PATIENCE.as_secs())));
+            return Err(Failure::failed(format!(
+                "{what} did not happen within {} s{cause}",
+                PATIENCE.as_secs()
+            )));
         }
         sleep(LOOK_PAUSE).await;
     }
@@ -160,7 +178,13 @@ fn private_dir(parent: &Path, name: &str) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-fn configuration(connection_string: &Path, ca_file: &Path, port: &str, state: &Path, socket: &Path) -> String {
+fn configuration(
+    connection_string: &Path,
+    ca_file: &Path,
+    port: &str,
+    state: &Path,
+    socket: &Path,
+) -> String {
     // A JSON string is a TOML string too.
     let quote = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     format!(

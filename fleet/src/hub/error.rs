@@ -25,6 +25,8 @@ pub(crate) enum HubError {
     Malformed { call: String, line: usize, column: usize },
     #[error("{call} did not reach the hub")]
     Unreached { call: String, source: reqwest::Error },
+    #[error("{call} was not sent: the certificate that the hub shows is not to be trusted")]
+    Untrusted { call: String, source: reqwest::Error },
     #[error("no answer to {call}")]
     Unanswered { call: String, source: reqwest::Error },
     #[error("can't make a token for the hub: {reason}")]
@@ -33,7 +35,13 @@ pub(crate) enum HubError {
 
 impl HubError {
     /// From an answer whose status is no success.
-    pub(crate) fn from_answer(call: &str, status: u16, code: Option<&str>, retry_after: Option<Duration>, body: &[u8]) -> Self {
+    pub(crate) fn from_answer(
+        call: &str,
+        status: u16,
+        code: Option<&str>,
+        retry_after: Option<Duration>,
+        body: &[u8],
+    ) -> Self {
         if body.trim_ascii_start().starts_with(b"<") {
             return Self::Foreign { call: call.to_owned(), status, content: "a web page" };
         }
@@ -57,6 +65,7 @@ impl HubError {
             | Self::TooLong { .. }
             | Self::Malformed { .. }
             | Self::Unreached { .. }
+            | Self::Untrusted { .. }
             | Self::Unanswered { .. }
             | Self::Token { .. } => None,
         }
@@ -66,8 +75,12 @@ impl HubError {
     pub(crate) fn is_ambiguous(&self) -> bool {
         match self {
             Self::Answer { status, .. } => *status >= 500,
-            Self::Cut { .. } | Self::TooLong { .. } | Self::Malformed { .. } | Self::Unanswered { .. } => true,
-            Self::Foreign { .. } | Self::Unreached { .. } | Self::Token { .. } => false,
+            Self::Cut { .. } | Self::TooLong { .. } | Self::Malformed { .. } | Self::Unanswered { .. } => {
+                true
+            }
+            Self::Foreign { .. } | Self::Unreached { .. } | Self::Untrusted { .. } | Self::Token { .. } => {
+                false
+            }
         }
     }
 
@@ -83,11 +96,19 @@ impl HubError {
             Self::Answer { status: 404, .. } => {
                 "check the id (upper and lower case differ) and the hub: twinkey device-identity list"
             }
-            Self::Answer { status: 409, .. } => "it exists already: choose another id, or look at it with device-identity show",
+            Self::Answer { status: 409, .. } => {
+                "it exists already: choose another id, or look at it with device-identity show"
+            }
             Self::Answer { status: 412, .. } => "somebody changed it meanwhile: look at it again and repeat",
-            Self::Answer { status: 429, .. } => "the hub throttles: wait a minute, and take fewer devices in one run",
-            Self::Answer { status: 500.., .. } => "the hub has trouble: run the same command again in a minute",
-            Self::Answer { .. } => "look up the code in the hub's documentation; nothing is known to have changed",
+            Self::Answer { status: 429, .. } => {
+                "the hub throttles: wait a minute, and take fewer devices in one run"
+            }
+            Self::Answer { status: 500.., .. } => {
+                "the hub has trouble: run the same command again in a minute"
+            }
+            Self::Answer { .. } => {
+                "look up the code in the hub's documentation; nothing is known to have changed"
+            }
             Self::Foreign { .. } => {
                 "something between here and the hub answered, such as a proxy: check HTTPS_PROXY, NO_PROXY and HostName"
             }
@@ -95,8 +116,10 @@ impl HubError {
                 "the hub may or may not have done it: run the same command again, which is safe"
             }
             Self::Malformed { .. } => "check that HostName in the login file names an IoT hub",
-            Self::Unreached { .. } => {
-                "check HostName and port in the login file, DNS, proxy and firewall; for a private CA give --ca-file"
+            Self::Unreached { .. } => "check HostName and port in the login file, DNS, proxy and firewall",
+            Self::Untrusted { .. } => {
+                "for a hub with a private CA give --ca-file; otherwise somebody stands between here and the hub, or the \
+                 clock is wrong"
             }
             Self::Token { .. } => "check HostName and SharedAccessKeyName in the login file",
         }
@@ -156,9 +179,16 @@ mod tests {
     #[test]
     fn both_styles_of_error_body_are_understood() {
         let classic = r#"{"Message":"ErrorCode:DeviceNotFound;d","ExceptionMessage":"Tracking ID:1"}"#;
-        assert_eq!(answer(404, None, classic).to_string(), "the hub answered GET /devices/d with 404 DeviceNotFound: d");
-        let newer = r#"{"Message":"{\"errorCode\":404103,\"message\":\"not online\"}","ExceptionMessage":""}"#;
-        assert_eq!(answer(404, None, newer).to_string(), "the hub answered GET /devices/d with 404 404103: not online");
+        assert_eq!(
+            answer(404, None, classic).to_string(),
+            "the hub answered GET /devices/d with 404 DeviceNotFound: d"
+        );
+        let newer =
+            r#"{"Message":"{\"errorCode\":404103,\"message\":\"not online\"}","ExceptionMessage":""}"#;
+        assert_eq!(
+            answer(404, None, newer).to_string(),
+            "the hub answered GET /devices/d with 404 404103: not online"
+        );
         let header = answer(429, Some("ThrottlingException"), "");
         assert_eq!(header.to_string(), "the hub answered GET /devices/d with 429 ThrottlingException");
     }

@@ -148,7 +148,12 @@ impl Hub {
     }
 
     /// Merges `desired` into the desired properties, if the twin still has `etag` where one is given.
-    pub(crate) async fn patch_desired(&self, id: &str, desired: &Value, etag: Option<&str>) -> Result<Twin, HubError> {
+    pub(crate) async fn patch_desired(
+        &self,
+        id: &str,
+        desired: &Value,
+        etag: Option<&str>,
+    ) -> Result<Twin, HubError> {
         let repeat = if etag.is_some() { Repeat::WithCare } else { Repeat::Freely };
         let call = Call::new(Method::PATCH, twin_path(id), repeat).if_match(etag.unwrap_or("*"));
         self.json(call.body(&json!({"properties": {"desired": desired}}))?).await
@@ -163,7 +168,11 @@ impl Hub {
     /// The answer, if it is a success.
     async fn answer(&self, call: Call) -> Result<Answer, HubError> {
         let answer = self.exchange(&call).await?;
-        if (200..300).contains(&answer.status) { Ok(answer) } else { Err(refusal(&describe(&call.method, &call.path), &answer)) }
+        if (200..300).contains(&answer.status) {
+            Ok(answer)
+        } else {
+            Err(refusal(&describe(&call.method, &call.path), &answer))
+        }
     }
 
     /// The answer, whatever its status, after as many attempts as are allowed.
@@ -173,11 +182,15 @@ impl Hub {
             let mut headers = HeaderMap::new();
             headers.insert(AUTHORIZATION, self.authorization(unix_now_secs())?);
             if let Some(etag) = &call.if_match {
-                let value = HeaderValue::from_str(etag).map_err(|_| HubError::Token { reason: "the etag is no header text".to_owned() })?;
+                let value = HeaderValue::from_str(etag)
+                    .map_err(|_| HubError::Token { reason: "the etag is no header text".to_owned() })?;
                 headers.insert(IF_MATCH, value);
             }
-            let result = self.transport.exchange(call.method.clone(), &call.path, headers, call.body.clone()).await;
-            let Some(pause) = pause_before_retry(&result, call.repeat, attempt, getrandom::u32().unwrap_or(u32::MAX)) else {
+            let result =
+                self.transport.exchange(call.method.clone(), &call.path, headers, call.body.clone()).await;
+            let Some(pause) =
+                pause_before_retry(&result, call.repeat, attempt, getrandom::u32().unwrap_or(u32::MAX))
+            else {
                 return result;
             };
             tokio::time::sleep(pause).await;
@@ -191,7 +204,8 @@ impl Hub {
             return Ok(value.clone());
         }
         let fail = |reason: &str| HubError::Token { reason: reason.to_owned() };
-        let expiry = Expiry::after(now_unix_secs, TOKEN_LIFETIME_SECS).ok_or_else(|| fail("this computer's clock is far off"))?;
+        let expiry = Expiry::after(now_unix_secs, TOKEN_LIFETIME_SECS)
+            .ok_or_else(|| fail("this computer's clock is far off"))?;
         let mut buffer = [0; Token::MAX_LEN];
         let token = self.signer.sign_as(&self.resource, &self.policy_name, expiry, &mut buffer);
         let token = token.map_err(|e| fail(&e.to_string()))?;
@@ -217,7 +231,8 @@ impl Call {
     }
 
     fn body(self, body: &impl Serialize) -> Result<Self, HubError> {
-        let text = serde_json::to_vec(body).map_err(|e| HubError::malformed(&describe(&self.method, &self.path), &e))?;
+        let text = serde_json::to_vec(body)
+            .map_err(|e| HubError::malformed(&describe(&self.method, &self.path), &e))?;
         Ok(Self { body: Some(Zeroizing::new(text)), ..self })
     }
 }
@@ -235,14 +250,26 @@ fn refusal(call: &str, answer: &Answer) -> HubError {
 }
 
 /// How long to wait before the next attempt; `None` when this result stands. `random` spreads callers over the pause.
-fn pause_before_retry(result: &Result<Answer, HubError>, repeat: Repeat, attempt: u32, random: u32) -> Option<Duration> {
+fn pause_before_retry(
+    result: &Result<Answer, HubError>,
+    repeat: Repeat,
+    attempt: u32,
+    random: u32,
+) -> Option<Duration> {
     let (had_no_effect, is_transient, retry_after) = match result {
-        Ok(answer) => (answer.status == 429, answer.status == 429 || answer.status >= 500, answer.retry_after),
+        Ok(answer) => {
+            (answer.status == 429, answer.status == 429 || answer.status >= 500, answer.retry_after)
+        }
         Err(HubError::Unreached { .. }) => (true, true, None),
         Err(HubError::Unanswered { .. } | HubError::Cut { .. }) => (false, true, None),
-        Err(HubError::Answer { .. } | HubError::Foreign { .. } | HubError::TooLong { .. } | HubError::Malformed { .. } | HubError::Token { .. }) => {
-            (false, false, None)
-        }
+        Err(
+            HubError::Untrusted { .. }
+            | HubError::Answer { .. }
+            | HubError::Foreign { .. }
+            | HubError::TooLong { .. }
+            | HubError::Malformed { .. }
+            | HubError::Token { .. },
+        ) => (false, false, None),
     };
     let is_allowed = is_transient && (had_no_effect || repeat == Repeat::Freely) && attempt < ATTEMPTS_MAX;
     if !is_allowed || retry_after.is_some_and(|wait| wait > RETRY_AFTER_MAX) {
@@ -283,7 +310,9 @@ mod tests {
     #[test]
     fn pauses_grow_and_stay_between_half_and_the_whole_of_their_ceiling() {
         for (attempt, ceiling_ms) in [(1, 500), (2, 1000), (3, 2000), (4, 4000)] {
-            let pause = |random| pause_before_retry(&answer(500, None), Repeat::Freely, attempt, random).unwrap().as_millis();
+            let pause = |random| {
+                pause_before_retry(&answer(500, None), Repeat::Freely, attempt, random).unwrap().as_millis()
+            };
             assert_eq!((pause(0), pause(u32::MAX)), (ceiling_ms / 2, ceiling_ms));
         }
     }

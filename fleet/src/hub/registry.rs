@@ -118,7 +118,9 @@ impl Device {
     /// Both keys; `None` unless the device authenticates by keys and both can be read.
     pub(crate) fn keys(&self) -> Option<KeyPair> {
         let SymmetricKey { primary_key, secondary_key } = self.authentication.symmetric_key.as_ref()?;
-        let (RegistryKey::Key(primary), RegistryKey::Key(secondary)) = (primary_key, secondary_key) else { return None };
+        let (RegistryKey::Key(primary), RegistryKey::Key(secondary)) = (primary_key, secondary_key) else {
+            return None;
+        };
         let is_sas = self.authentication.kind.as_deref().is_none_or(|kind| kind == "sas");
         is_sas.then(|| KeyPair { primary: primary.clone(), secondary: secondary.clone() })
     }
@@ -206,7 +208,11 @@ impl<'de> Deserialize<'de> for RegistryKey {
                 f.write_str("a key in base64, or null")
             }
             fn visit_str<E: de::Error>(self, text: &str) -> Result<RegistryKey, E> {
-                Ok(if text.is_empty() { RegistryKey::Absent } else { Key::from_base64(text).map_or(RegistryKey::Unreadable, RegistryKey::Key) })
+                Ok(if text.is_empty() {
+                    RegistryKey::Absent
+                } else {
+                    Key::from_base64(text).map_or(RegistryKey::Unreadable, RegistryKey::Key)
+                })
             }
             fn visit_unit<E: de::Error>(self) -> Result<RegistryKey, E> {
                 Ok(RegistryKey::Absent)
@@ -231,7 +237,8 @@ mod tests {
         device.replace_keys(&pair.swapped());
         let mut expected: Value = serde_json::from_str(IDENTITY).unwrap();
         let keys = &mut expected["authentication"]["symmetricKey"];
-        (keys["primaryKey"], keys["secondaryKey"]) = (keys["secondaryKey"].clone(), keys["primaryKey"].clone());
+        (keys["primaryKey"], keys["secondaryKey"]) =
+            (keys["secondaryKey"].clone(), keys["primaryKey"].clone());
         assert_eq!(serde_json::to_value(&device).unwrap(), expected);
     }
 

@@ -1,6 +1,8 @@
 //! HTTPS with limits: trusted roots, bounded waits, bounded bodies, no redirects.
 
+use std::error::Error;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,11 +43,12 @@ impl Transport {
     /// For `https://{authority}`, trusting the system's roots and those in `ca_file`.
     pub(crate) fn new(authority: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
         let fail = |e: &dyn std::fmt::Display| Failure::failed(format!("set up HTTPS: {e}"));
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| fail(&e))?
-            .with_root_certificates(trusted_roots(ca_file)?)
-            .with_no_client_auth();
+        let tls =
+            rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(|e| fail(&e))?
+                .with_root_certificates(trusted_roots(ca_file)?)
+                .with_no_client_auth();
         let builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)
@@ -80,12 +83,17 @@ impl Transport {
         }
         let response = self.http.execute(request).await.map_err(|source| {
             let (call, source) = (call.clone(), source.without_url());
-            if source.is_connect() { HubError::Unreached { call, source } } else { HubError::Unanswered { call, source } }
+            match (source.is_connect(), is_about_trust(&source)) {
+                (true, true) => HubError::Untrusted { call, source },
+                (true, false) => HubError::Unreached { call, source },
+                (false, _) => HubError::Unanswered { call, source },
+            }
         })?;
         let status = response.status().as_u16();
         let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
         let error_code = header("iothub-errorcode");
-        let retry_after = header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let retry_after =
+            header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
         let body = read_bounded(response, &call).await?;
         Ok(Answer { status, error_code, retry_after, body })
     }
@@ -103,7 +111,9 @@ async fn read_bounded(mut response: reqwest::Response, call: &str) -> Result<Zer
         match response.chunk().await {
             Ok(None) => return Ok(body),
             Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_LEN_MAX => body.extend_from_slice(&chunk),
-            Ok(Some(_)) => return Err(HubError::TooLong { call: call.to_owned(), max_bytes: ANSWER_LEN_MAX }),
+            Ok(Some(_)) => {
+                return Err(HubError::TooLong { call: call.to_owned(), max_bytes: ANSWER_LEN_MAX });
+            }
             Err(source) => {
                 let (call, read_bytes) = (call.to_owned(), body.len());
                 return Err(HubError::Cut { call, read_bytes, source: source.without_url() });
@@ -112,12 +122,21 @@ async fn read_bounded(mut response: reqwest::Response, call: &str) -> Result<Zer
     }
 }
 
+/// Whether the hub's certificate is the cause. An I/O error hides its inside from `source`.
+fn is_about_trust(error: &(dyn Error + 'static)) -> bool {
+    let inside = |e: &io::Error| e.get_ref().is_some_and(|inner| is_about_trust(inner));
+    matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+        || error.downcast_ref::<io::Error>().is_some_and(inside)
+        || error.source().is_some_and(is_about_trust)
+}
+
 fn trusted_roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Failure> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(path) = ca_file {
         let fail = |what: String| {
-            Failure::usage(format!("--ca-file {}: {what}", path.display())).next("give a PEM file with the CA's certificate")
+            Failure::usage(format!("--ca-file {}: {what}", path.display()))
+                .next("give a PEM file with the CA's certificate")
         };
         let len = fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
         if len > CA_FILE_LEN_MAX {
@@ -147,7 +166,8 @@ fn is_loopback(authority: &str) -> bool {
         Some(_) | None => authority,
     };
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare.eq_ignore_ascii_case("localhost") || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    bare.eq_ignore_ascii_case("localhost")
+        || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -79,9 +79,14 @@ pub(crate) enum Stop {
     /// Nothing was changed.
     Refused(Refusal),
     /// The device did not take the key; it lives on the one it had.
-    Rejected { status: Status, reason: Option<Reason> },
+    Rejected {
+        status: Status,
+        reason: Option<Reason>,
+    },
     /// No proof came in time; the offer still stands.
-    Unanswered { last: String },
+    Unanswered {
+        last: String,
+    },
     Failed(Failure),
 }
 
@@ -104,7 +109,9 @@ pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Tr
     watch(Event::Step("reading identity and twin"));
     let device = hub.device(id).await?;
     if job.etag.as_ref().is_some_and(|etag| device.etag.as_deref() != Some(etag.trim_matches('"'))) {
-        let changed = Failure::failed(format!("{id} has another etag than the given one: somebody changed it meanwhile"));
+        let changed = Failure::failed(format!(
+            "{id} has another etag than the given one: somebody changed it meanwhile"
+        ));
         return Err(changed.next("look at it with device-identity show, then repeat with its etag").into());
     }
     let keys = readable_keys(&device)?;
@@ -124,23 +131,25 @@ pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Tr
     };
     // Without an agent nobody would ever open what is offered, and a key would lie in the twin for good.
     let delivers = job.delivers && (report.is_some() || job.is_plain);
-    let (change, offer) = match plan::plan(&facts, Request { key_type: job.key_type, is_forced: job.is_forced, delivers }) {
-        Plan::Refuse(refusal) => return Err(Stop::Refused(refusal)),
-        Plan::Settle { rotation } => {
-            trace.rotation = Some(rotation);
-            erase(hub, id, rotation, twin).await?;
-            return Ok(Ending::Settled);
-        }
-        Plan::Renew { change, offer, in_spite_of } => {
-            if let Some(danger) = in_spite_of {
-                watch(Event::Note(format!("forced, although {danger}")));
+    let (change, offer) =
+        match plan::plan(&facts, Request { key_type: job.key_type, is_forced: job.is_forced, delivers }) {
+            Plan::Refuse(refusal) => return Err(Stop::Refused(refusal)),
+            Plan::Settle { rotation } => {
+                trace.rotation = Some(rotation);
+                erase(hub, id, rotation, twin).await?;
+                return Ok(Ending::Settled);
             }
-            (change, offer)
-        }
-    };
+            Plan::Renew { change, offer, in_spite_of } => {
+                if let Some(danger) = in_spite_of {
+                    watch(Event::Note(format!("forced, although {danger}")));
+                }
+                (change, offer)
+            }
+        };
     let keys = change_registry(hub, device, &keys, change, job.etag.as_deref(), watch).await?;
     trace.after = Some(keys.clone());
-    let expected = Expected { identity: &identity, keys: &keys, slots: offer, active: requested_slot(job.key_type) };
+    let expected =
+        Expected { identity: &identity, keys: &keys, slots: offer, active: requested_slot(job.key_type) };
     if offer == Slots::None {
         if job.delivers {
             watch(Event::Note("nothing was delivered: there is no agent that would take it".to_owned()));
@@ -220,7 +229,10 @@ struct Expected<'a> {
 
 enum Judgement {
     Proved,
-    Rejected { status: Status, reason: Option<Reason> },
+    Rejected {
+        status: Status,
+        reason: Option<Reason>,
+    },
     /// Not yet, and what the device said last.
     Pending(String),
 }
@@ -229,9 +241,17 @@ fn readable_keys(device: &Device) -> Result<KeyPair, Failure> {
     let id = &device.device_id;
     let keys = device.keys().ok_or_else(|| {
         let kind = device.authentication.kind.as_deref().unwrap_or("none");
-        let slots = device.authentication.symmetric_key.iter().flat_map(|keys| [&keys.primary_key, &keys.secondary_key]);
+        let slots = device
+            .authentication
+            .symmetric_key
+            .iter()
+            .flat_map(|keys| [&keys.primary_key, &keys.secondary_key]);
         let is_odd = slots.into_iter().any(|key| matches!(key, RegistryKey::Unreadable));
-        let why = if is_odd { "a key in the registry is no key of 16 to 64 bytes" } else { "it has no pair of symmetric keys" };
+        let why = if is_odd {
+            "a key in the registry is no key of 16 to 64 bytes"
+        } else {
+            "it has no pair of symmetric keys"
+        };
         Failure::failed(format!("{id} can't be renewed: {why} (authentication: {kind})"))
     })?;
     Ok(keys)
@@ -248,7 +268,11 @@ fn requested_slot(key_type: KeyType) -> Option<KeySlot> {
 fn standing(twin: &Twin) -> Option<Standing> {
     // What is no offer stands in nobody's way: the next one takes its place.
     let offer = twin.offer().ok()??;
-    Some(Standing { rotation: offer.rotation, primary: offer.primary.is_some(), secondary: offer.secondary.is_some() })
+    Some(Standing {
+        rotation: offer.rotation,
+        primary: offer.primary.is_some(),
+        secondary: offer.secondary.is_some(),
+    })
 }
 
 /// Makes the change and reads the identity again: the registry is the truth, not the answer to a change.
@@ -262,7 +286,9 @@ async fn change_registry(
 ) -> Result<KeyPair, Stop> {
     let slots: &[KeySlot] = match change {
         Change::Nothing => {
-            watch(Event::Note("finishing what an earlier run began: the registry's key is delivered as it is".to_owned()));
+            watch(Event::Note(
+                "finishing what an earlier run began: the registry's key is delivered as it is".to_owned(),
+            ));
             return Ok(before.clone());
         }
         Change::Regenerate(KeySlot::Primary) => &[KeySlot::Primary],
@@ -284,9 +310,18 @@ async fn change_registry(
     regenerate(hub, &device.device_id, before, slots).await
 }
 
-async fn put_keys(hub: &Hub, device: &mut Device, keys: &KeyPair, etag: Option<&str>) -> Result<KeyPair, Stop> {
+async fn put_keys(
+    hub: &Hub,
+    device: &mut Device,
+    keys: &KeyPair,
+    etag: Option<&str>,
+) -> Result<KeyPair, Stop> {
     let id = device.device_id.clone();
-    let no_etag = || Failure::failed(format!("the hub shows no etag of {id}, without which its keys can't be replaced safely"));
+    let no_etag = || {
+        Failure::failed(format!(
+            "the hub shows no etag of {id}, without which its keys can't be replaced safely"
+        ))
+    };
     let etag = etag.or(device.etag.as_deref()).ok_or_else(no_etag)?.to_owned();
     device.replace_keys(keys);
     let put = match hub.replace_device(device, &etag).await {
@@ -312,7 +347,10 @@ async fn regenerate(hub: &Hub, id: &str, before: &KeyPair, slots: &[KeySlot]) ->
     let is_new = |slot: KeySlot| now.fingerprint(slot) != before.fingerprint(slot);
     if !slots.iter().all(|slot| is_new(*slot)) {
         let error_of = |r: &crate::hub::Regenerated| {
-            r.errors.iter().find(|e| e.id.as_deref().is_none_or(|named| named == id)).map(|e| e.error_code.to_string())
+            r.errors
+                .iter()
+                .find(|e| e.id.as_deref().is_none_or(|named| named == id))
+                .map(|e| e.error_code.to_string())
         };
         let code = match answer {
             Err(error) => return Err(error.into()),
@@ -355,14 +393,19 @@ async fn make_offer(
     };
     for slot in slots {
         check_mark(*slot, expected.keys.of(*slot)).map_err(|wrong| {
-            Failure::failed(format!("the registry's {slot} key of {} is not delivered: {wrong}", job.device_id))
-                .next("regenerate it with --no-deliver, then deliver it by a second run")
+            Failure::failed(format!(
+                "the registry's {slot} key of {} is not delivered: {wrong}",
+                job.device_id
+            ))
+            .next("regenerate it with --no-deliver, then deliver it by a second run")
         })?;
     }
     let seal_to = report.and_then(|report| report.seal_to).filter(|_| !job.is_plain);
     if seal_to.is_none() {
         let why = if job.is_plain { "as --plain says" } else { "the agent reports no key to seal to" };
-        watch(Event::Note(format!("the offer is not sealed ({why}): who may read the twin can read the key until it is erased")));
+        watch(Event::Note(format!(
+            "the offer is not sealed ({why}): who may read the twin can read the key until it is erased"
+        )));
     }
     watch(Event::Step("offering the key"));
     let keys: Vec<_> = slots.iter().map(|slot| (*slot, expected.keys.of(*slot))).collect();
@@ -419,10 +462,13 @@ fn judge(report: &Report, rotation: RotationId, expected: &Expected<'_>) -> Judg
         (status, None) => status.as_str().to_owned(),
     };
     match report.status {
-        Status::Rejected | Status::Invalid => Judgement::Rejected { status: report.status, reason: report.reason },
+        Status::Rejected | Status::Invalid => {
+            Judgement::Rejected { status: report.status, reason: report.reason }
+        }
         Status::Idle | Status::Trying | Status::Waiting => Judgement::Pending(said),
         Status::Committed => {
-            let holds = |slot| report.slot(slot).is_some_and(|s| s.fingerprint == expected.keys.fingerprint(slot));
+            let holds =
+                |slot| report.slot(slot).is_some_and(|s| s.fingerprint == expected.keys.fingerprint(slot));
             let holds_offered = match expected.slots {
                 Slots::None => true,
                 Slots::One(slot) => holds(slot),

@@ -100,7 +100,9 @@ fn check(args: &RenewKeyArgs, ids: &[String]) -> Result<(), Failure> {
         return Err(Failure::usage("--etag belongs to one device, but several are named"));
     }
     match args.force_dark.iter().find(|forced| !ids.contains(forced)) {
-        Some(stranger) => Err(Failure::usage(format!("--force-dark names {stranger}, which --device-id does not"))),
+        Some(stranger) => {
+            Err(Failure::usage(format!("--force-dark names {stranger}, which --device-id does not")))
+        }
         None => Ok(()),
     }
 }
@@ -153,19 +155,28 @@ fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Dura
     let (outcome, reason, message) = match result {
         Ok(Ending::Renewed) => (Word::Renewed, None, None),
         Ok(Ending::Swapped) => (Word::Swapped, None, None),
-        Ok(Ending::Settled) => (Word::Settled, None, Some("an earlier run got through; its offer is erased now".to_owned())),
-        Ok(Ending::Undelivered) => (Word::Undelivered, None, Some("a run without --no-deliver delivers the key".to_owned())),
+        Ok(Ending::Settled) => {
+            (Word::Settled, None, Some("an earlier run got through; its offer is erased now".to_owned()))
+        }
+        Ok(Ending::Undelivered) => {
+            (Word::Undelivered, None, Some("a run without --no-deliver delivers the key".to_owned()))
+        }
         Err(Stop::Refused(refusal)) => {
-            let message = format!("{refusal}; {}, or force it with --force-dark {}", refusal.advice(), job.device_id);
+            let message =
+                format!("{refusal}; {}, or force it with --force-dark {}", refusal.advice(), job.device_id);
             (Word::Refused, Some(refusal.code().to_owned()), Some(message))
         }
         Err(Stop::Rejected { status, reason }) => {
             let code = reason.map_or(status.as_str(), Reason::as_str);
-            let message = format!("the device did not take the key ({code}) and lives on the one it had; the offer is erased");
+            let message = format!(
+                "the device did not take the key ({code}) and lives on the one it had; the offer is erased"
+            );
             (Word::Rejected, Some(code.to_owned()), Some(message))
         }
         Err(Stop::Unanswered { last }) => {
-            let message = format!("no proof in time (the device said: {last}); the offer stands, and a second run finishes");
+            let message = format!(
+                "no proof in time (the device said: {last}); the offer stands, and a second run finishes"
+            );
             (Word::Unanswered, Some("timeout".to_owned()), Some(message))
         }
         Err(Stop::Failed(failure)) => {
@@ -183,7 +194,10 @@ fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Dura
         reason,
         message: message.map(|message| output::printable(&message)),
         rotation: trace.rotation.map(|rotation| rotation.to_string()),
-        fingerprints: Change { before: fingerprints(trace.before.as_ref()), after: fingerprints(trace.after.as_ref()) },
+        fingerprints: Change {
+            before: fingerprints(trace.before.as_ref()),
+            after: fingerprints(trace.after.as_ref()),
+        },
         seconds: (elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
     }
 }
@@ -243,8 +257,9 @@ fn show(outcomes: &[Outcome]) {
     for outcome in outcomes {
         let Change { before, after } = &outcome.fingerprints;
         let moved = after.iter().filter(|(slot, print)| before.get(*slot) != Some(*print));
-        let moves: Vec<String> =
-            moved.map(|(slot, print)| format!("{} → {print}", before.get(slot).map_or("-", String::as_str))).collect();
+        let moves: Vec<String> = moved
+            .map(|(slot, print)| format!("{} → {print}", before.get(slot).map_or("-", String::as_str)))
+            .collect();
         table.push([
             outcome.device_id.clone(),
             outcome.key_type.to_owned(),
@@ -274,7 +289,11 @@ impl Progress {
             return Self::Lines;
         }
         let bar = ProgressBar::with_draw_target(Some(devices as u64), ProgressDrawTarget::stderr());
-        let template = if output::is_coloured(&io::stderr()) { "{bar:30.cyan} {pos}/{len} {msg}" } else { "{bar:30} {pos}/{len} {msg}" };
+        let template = if output::is_coloured(&io::stderr()) {
+            "{bar:30.cyan} {pos}/{len} {msg}"
+        } else {
+            "{bar:30} {pos}/{len} {msg}"
+        };
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
@@ -285,9 +304,13 @@ impl Progress {
     fn tell(&self, id: &str, event: Event) {
         match (self, event) {
             (Self::Bar(bar), Event::Step(step)) => bar.set_message(format!("{id}: {step}")),
-            (Self::Bar(bar), Event::Note(text)) => bar.suspend(|| output::note(&format!("{id}: {}", output::printable(&text)))),
+            (Self::Bar(bar), Event::Note(text)) => {
+                bar.suspend(|| output::note(&format!("{id}: {}", output::printable(&text))))
+            }
             (Self::Lines, Event::Step(step)) => output::note(&format!("{id}: {step}")),
-            (Self::Lines | Self::Silent, Event::Note(text)) => output::note(&format!("{id}: {}", output::printable(&text))),
+            (Self::Lines | Self::Silent, Event::Note(text)) => {
+                output::note(&format!("{id}: {}", output::printable(&text)))
+            }
             (Self::Silent, Event::Step(_)) => {}
         }
     }

@@ -44,7 +44,9 @@ pub(crate) struct Request {
 pub(crate) enum Plan {
     Refuse(Refusal),
     /// An earlier run got through, but for erasing its offer.
-    Settle { rotation: RotationId },
+    Settle {
+        rotation: RotationId,
+    },
     /// Change the registry, then offer what it holds.
     Renew {
         change: Change,
@@ -118,9 +120,15 @@ impl Refusal {
             Self::NoAgent => "install twinkey-agent on it and wait until it is connected".to_owned(),
             Self::NotConnected => "wait until it is connected".to_owned(),
             Self::ActiveUnknown => "wait until the agent has connected once, then repeat".to_owned(),
-            Self::KeyUnknown => "bring the device a connection string of today by hand: it can't reconnect".to_owned(),
-            Self::ProofFails => "look at the device: its report is stale, restored from an old image, or forged".to_owned(),
-            Self::SlotInUse { slot } => format!("renew the {} key first; the device moves to it", slot.other()),
+            Self::KeyUnknown => {
+                "bring the device a connection string of today by hand: it can't reconnect".to_owned()
+            }
+            Self::ProofFails => {
+                "look at the device: its report is stale, restored from an old image, or forged".to_owned()
+            }
+            Self::SlotInUse { slot } => {
+                format!("renew the {} key first; the device moves to it", slot.other())
+            }
             Self::BothSlots => "renew one key, then the other".to_owned(),
             Self::OfferStands => "finish it: run again without --no-deliver".to_owned(),
         }
@@ -143,7 +151,14 @@ pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
         KeyType::Primary => change_slot(facts, report, request, KeySlot::Primary),
         KeyType::Secondary => change_slot(facts, report, request, KeySlot::Secondary),
         KeyType::Both => (Change::RegenerateBoth, Slots::Both),
-        KeyType::Swap => (if request.delivers && swap_is_unfinished(facts, report) { Change::Nothing } else { Change::Swap }, Slots::Both),
+        KeyType::Swap => (
+            if request.delivers && swap_is_unfinished(facts, report) {
+                Change::Nothing
+            } else {
+                Change::Swap
+            },
+            Slots::Both,
+        ),
     };
     Plan::Renew { change, offer: if request.delivers { offer } else { Slots::None }, in_spite_of: danger }
 }
@@ -158,7 +173,8 @@ fn finished_rotation(facts: &Facts<'_>, report: Option<&Report>, key_type: KeyTy
         KeyType::Both => false,
         KeyType::Swap => standing.primary && standing.secondary,
     };
-    (is_what_is_asked && is_proved(report, standing.rotation, facts.keys, facts.identity)).then_some(standing.rotation)
+    (is_what_is_asked && is_proved(report, standing.rotation, facts.keys, facts.identity))
+        .then_some(standing.rotation)
 }
 
 /// Whether the device has committed `rotation` and proves that it lives on the registry's key of its active slot.
@@ -167,7 +183,8 @@ pub(crate) fn is_proved(report: &Report, rotation: RotationId, keys: &KeyPair, i
     report.active.filter(|_| is_committed).is_some_and(|active| {
         let lives_on = report.slot(active).map(|slot| slot.fingerprint);
         let proof = report.proof.as_ref();
-        lives_on == Some(keys.fingerprint(active)) && proof.is_some_and(|p| p.verify(keys.of(active), identity, rotation))
+        lives_on == Some(keys.fingerprint(active))
+            && proof.is_some_and(|p| p.verify(keys.of(active), identity, rotation))
     })
 }
 
@@ -179,8 +196,12 @@ fn danger(facts: &Facts<'_>, report: Option<&Report>, request: Request) -> Optio
     if !facts.is_connected {
         return Some(Refusal::NotConnected);
     }
-    let Some(active) = report.active.and_then(|active| report.slot(active)) else { return Some(Refusal::ActiveUnknown) };
-    let Some(lives_in) = KeySlot::ALL.into_iter().find(|slot| facts.keys.fingerprint(*slot) == active.fingerprint) else {
+    let Some(active) = report.active.and_then(|active| report.slot(active)) else {
+        return Some(Refusal::ActiveUnknown);
+    };
+    let Some(lives_in) =
+        KeySlot::ALL.into_iter().find(|slot| facts.keys.fingerprint(*slot) == active.fingerprint)
+    else {
         return Some(Refusal::KeyUnknown);
     };
     if let (Some(rotation), Some(proof)) = (report.rotation, &report.proof)
@@ -206,7 +227,12 @@ fn danger(facts: &Facts<'_>, report: Option<&Report>, request: Request) -> Optio
     }
 }
 
-fn change_slot(facts: &Facts<'_>, report: Option<&Report>, request: Request, slot: KeySlot) -> (Change, Slots) {
+fn change_slot(
+    facts: &Facts<'_>,
+    report: Option<&Report>,
+    request: Request,
+    slot: KeySlot,
+) -> (Change, Slots) {
     let regenerate = Change::Regenerate(slot);
     let Some(report) = report else { return (regenerate, Slots::One(slot)) };
     let lives_on = report.active.and_then(|active| report.slot(active)).map(|slot| slot.fingerprint);
@@ -217,7 +243,8 @@ fn change_slot(facts: &Facts<'_>, report: Option<&Report>, request: Request, slo
     let spare = report.active.and_then(|active| report.slot(active.other()));
     let is_undelivered = spare.is_some_and(|spare| spare.fingerprint != facts.keys.fingerprint(slot));
     let is_offered = facts.standing.is_some_and(|standing| standing.covers(slot));
-    let is_unfinished = request.delivers && (lives_in_other || lives_on.is_none()) && (is_undelivered || is_offered);
+    let is_unfinished =
+        request.delivers && (lives_in_other || lives_on.is_none()) && (is_undelivered || is_offered);
     (if is_unfinished { Change::Nothing } else { regenerate }, offer)
 }
 

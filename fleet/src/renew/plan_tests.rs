@@ -40,7 +40,9 @@ struct Says {
 
 impl Says {
     fn report(self) -> Report {
-        let slot = |seed: Option<u8>| seed.map(|s| SlotReport { fingerprint: Fingerprint::of(&key(s)), proven_at: Some(0) });
+        let slot = |seed: Option<u8>| {
+            seed.map(|s| SlotReport { fingerprint: Fingerprint::of(&key(s)), proven_at: Some(0) })
+        };
         let rotation_id = self.rotation.map(|(number, _)| rotation(number));
         Report {
             contract: 1,
@@ -65,8 +67,14 @@ fn on_primary() -> Says {
 
 fn decide(says: Option<Says>, standing: Option<Standing>, request: Request) -> Plan {
     let (report, keys, identity) = (says.map(Says::report), registry(), identity());
-    let facts =
-        Facts { identity: &identity, is_enabled: true, is_connected: true, keys: &keys, report: report.as_ref(), standing };
+    let facts = Facts {
+        identity: &identity,
+        is_enabled: true,
+        is_connected: true,
+        keys: &keys,
+        report: report.as_ref(),
+        standing,
+    };
     plan(&facts, request)
 }
 
@@ -104,7 +112,13 @@ fn the_slot_in_use_is_refused_and_named() {
 #[test]
 fn the_fingerprint_decides_which_slot_is_in_use_and_not_the_agents_label() {
     // Provisioned with the secondary key, which the agent files under "primary".
-    let says = Says { active: Some(KeySlot::Primary), primary: Some(2), secondary: None, rotation: None, proof: None };
+    let says = Says {
+        active: Some(KeySlot::Primary),
+        primary: Some(2),
+        secondary: None,
+        rotation: None,
+        proof: None,
+    };
     let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
     assert_eq!(decide(Some(says), None, ask(KeyType::Secondary)), refused);
     // Both keys are told, so that the labels get right.
@@ -136,7 +150,14 @@ fn an_agent_of_another_contract_counts_as_none() {
     let (keys, identity) = (registry(), identity());
     let report = Report { contract: 2, ..on_primary().report() };
     let report = Some(&report);
-    let facts = Facts { identity: &identity, is_enabled: true, is_connected: true, keys: &keys, report, standing: None };
+    let facts = Facts {
+        identity: &identity,
+        is_enabled: true,
+        is_connected: true,
+        keys: &keys,
+        report,
+        standing: None,
+    };
     assert_eq!(plan(&facts, ask(KeyType::Secondary)), Plan::Refuse(Refusal::NoAgent));
 }
 
@@ -186,7 +207,13 @@ fn a_renewal_that_was_proved_is_only_settled() {
 #[test]
 fn a_dead_key_of_a_device_that_fell_back_is_replaced_by_the_registrys() {
     // The primary key was regenerated behind its back (the agent still has key 9); it lives on the secondary one.
-    let says = Says { active: Some(KeySlot::Secondary), primary: Some(9), secondary: Some(2), rotation: None, proof: None };
+    let says = Says {
+        active: Some(KeySlot::Secondary),
+        primary: Some(9),
+        secondary: Some(2),
+        rotation: None,
+        proof: None,
+    };
     let expected = renew(Change::Nothing, Slots::One(KeySlot::Primary));
     assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), expected);
 }
@@ -194,7 +221,13 @@ fn a_dead_key_of_a_device_that_fell_back_is_replaced_by_the_registrys() {
 #[test]
 fn swap_swaps_once() {
     assert_eq!(decide(Some(on_primary()), None, ask(KeyType::Swap)), renew(Change::Swap, Slots::Both));
-    let crossed = Says { active: Some(KeySlot::Secondary), primary: Some(2), secondary: Some(1), rotation: None, proof: None };
+    let crossed = Says {
+        active: Some(KeySlot::Secondary),
+        primary: Some(2),
+        secondary: Some(1),
+        rotation: None,
+        proof: None,
+    };
     assert_eq!(decide(Some(crossed), None, ask(KeyType::Swap)), renew(Change::Nothing, Slots::Both));
 }
 
@@ -202,7 +235,11 @@ fn swap_swaps_once() {
 fn both_slots_need_force() {
     assert_eq!(decide(Some(on_primary()), None, ask(KeyType::Both)), Plan::Refuse(Refusal::BothSlots));
     let forced = Request { is_forced: true, ..ask(KeyType::Both) };
-    let expected = Plan::Renew { change: Change::RegenerateBoth, offer: Slots::Both, in_spite_of: Some(Refusal::BothSlots) };
+    let expected = Plan::Renew {
+        change: Change::RegenerateBoth,
+        offer: Slots::Both,
+        in_spite_of: Some(Refusal::BothSlots),
+    };
     assert_eq!(decide(Some(on_primary()), None, forced), expected);
 }
 
@@ -225,11 +262,15 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
     for rotation in rotations {
         for active in actives {
             for (primary, secondary) in seeds.iter().flat_map(|p| seeds.iter().map(move |s| (*p, *s))) {
-                says.extend([None, Some(1), Some(2), Some(9)].map(|proof| Some(Says { active, primary, secondary, rotation, proof })));
+                says.extend(
+                    [None, Some(1), Some(2), Some(9)]
+                        .map(|proof| Some(Says { active, primary, secondary, rotation, proof })),
+                );
             }
         }
     }
-    let standings = [None, offer(7, true, false), offer(7, false, true), offer(7, true, true), offer(6, true, true)];
+    let standings =
+        [None, offer(7, true, false), offer(7, false, true), offer(7, true, true), offer(6, true, true)];
     let (keys, identity) = (registry(), identity());
     let mut acted = 0;
     for says in says {
@@ -238,9 +279,18 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
             for bits in 0..16_u8 {
                 let bit = |place: u8| bits & (1 << place) != 0;
                 let (is_enabled, is_connected, is_forced, delivers) = (bit(0), bit(1), bit(2), bit(3));
-                let facts = Facts { identity: &identity, is_enabled, is_connected, keys: &keys, report: report.as_ref(), standing };
+                let facts = Facts {
+                    identity: &identity,
+                    is_enabled,
+                    is_connected,
+                    keys: &keys,
+                    report: report.as_ref(),
+                    standing,
+                };
                 let request = Request { key_type, is_forced, delivers };
-                let context = || format!("{says:?} {standing:?} {request:?} enabled {is_enabled} connected {is_connected}");
+                let context = || {
+                    format!("{says:?} {standing:?} {request:?} enabled {is_enabled} connected {is_connected}")
+                };
                 let Plan::Renew { change, offer, in_spite_of } = plan(&facts, request) else {
                     continue;
                 };
@@ -253,7 +303,10 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
                 let report = report.as_ref().unwrap();
                 let lives_on = report.slot(report.active.unwrap()).unwrap().fingerprint;
                 let survives = match change {
-                    Change::Nothing | Change::Swap => lives_on == keys.fingerprint(KeySlot::Primary) || lives_on == keys.fingerprint(KeySlot::Secondary),
+                    Change::Nothing | Change::Swap => {
+                        lives_on == keys.fingerprint(KeySlot::Primary)
+                            || lives_on == keys.fingerprint(KeySlot::Secondary)
+                    }
                     Change::Regenerate(slot) => lives_on == keys.fingerprint(slot.other()),
                     Change::RegenerateBoth => false,
                 };

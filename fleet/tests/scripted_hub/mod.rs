@@ -17,27 +17,27 @@ use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, Proof, 
 use twinkey_sas::Key;
 
 /// A policy's key, which must never appear anywhere.
-pub const LOGIN_KEY: &str = "bG9naW4ta2V5LWxvZ2luLWtleS1sb2dpbi1rZXktISE=";
+pub(crate) const LOGIN_KEY: &str = "bG9naW4ta2V5LWxvZ2luLWtleS1sb2dpbi1rZXktISE=";
 
-pub struct ScriptedHub {
-    pub state: Arc<Mutex<State>>,
+pub(crate) struct ScriptedHub {
+    pub(crate) state: Arc<Mutex<State>>,
     dir: tempfile::TempDir,
 }
 
 #[derive(Default)]
-pub struct State {
-    pub devices: BTreeMap<String, Device>,
+pub(crate) struct State {
+    pub(crate) devices: BTreeMap<String, Device>,
     /// `METHOD /path` of every request, in order.
-    pub calls: Vec<String>,
+    pub(crate) calls: Vec<String>,
     /// `If-Match` of every request that had one.
-    pub if_matches: Vec<(String, String)>,
+    pub(crate) if_matches: Vec<(String, String)>,
     /// Answers that come before anything else happens, by method and beginning of the path.
-    pub canned: VecDeque<(&'static str, Canned)>,
+    pub(crate) canned: VecDeque<(&'static str, Canned)>,
     keys_made: u8,
     changes: u32,
 }
 
-pub enum Canned {
+pub(crate) enum Canned {
     /// Status, more headers, body. The request has no effect.
     Instead(u16, &'static str, &'static str),
     /// The request has its effect, but this is the answer's status.
@@ -48,44 +48,44 @@ pub enum Canned {
     Meanwhile(fn(&mut State)),
 }
 
-pub struct Device {
-    pub keys: BTreeMap<KeySlot, Key>,
-    pub etag: u32,
-    pub twin_etag: u32,
-    pub is_connected: bool,
-    pub desired: Value,
-    pub agent: Option<Agent>,
+pub(crate) struct Device {
+    pub(crate) keys: BTreeMap<KeySlot, Key>,
+    pub(crate) etag: u32,
+    pub(crate) twin_etag: u32,
+    pub(crate) is_connected: bool,
+    pub(crate) desired: Value,
+    pub(crate) agent: Option<Agent>,
 }
 
-pub struct Agent {
-    pub manner: Manner,
-    pub active: KeySlot,
-    pub held: BTreeMap<KeySlot, Key>,
-    pub sealing: Option<SealingKey>,
-    pub rotation: Option<RotationId>,
-    pub status: Status,
-    pub reason: Option<Reason>,
+pub(crate) struct Agent {
+    pub(crate) manner: Manner,
+    pub(crate) active: KeySlot,
+    pub(crate) held: BTreeMap<KeySlot, Key>,
+    pub(crate) sealing: Option<SealingKey>,
+    pub(crate) rotation: Option<RotationId>,
+    pub(crate) status: Status,
+    pub(crate) reason: Option<Reason>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-pub enum Manner {
+pub(crate) enum Manner {
     Obeys,
     Refuses,
     KeepsSilent,
 }
 
 /// 32 bytes without a mark.
-pub fn key(seed: u8) -> Key {
+pub(crate) fn key(seed: u8) -> Key {
     Key::from_bytes(&[seed; 32]).unwrap()
 }
 
-pub fn base64(key: &Key) -> String {
+pub(crate) fn base64(key: &Key) -> String {
     key.expose_base64(&mut [0; 88]).to_owned()
 }
 
 impl Device {
     /// Keys 1 and 2; the agent obeys, holds both and lives on the primary one.
-    pub fn with_agent() -> Self {
+    pub(crate) fn with_agent() -> Self {
         let keys: BTreeMap<_, _> = [(KeySlot::Primary, key(1)), (KeySlot::Secondary, key(2))].into();
         let agent = Agent {
             manner: Manner::Obeys,
@@ -99,19 +99,24 @@ impl Device {
         Self { keys, etag: 1, twin_etag: 1, is_connected: true, desired: json!({}), agent: Some(agent) }
     }
 
-    pub fn agent(&mut self) -> &mut Agent {
+    pub(crate) fn agent(&mut self) -> &mut Agent {
         self.agent.as_mut().unwrap()
     }
 
-    pub fn offer(&self) -> Option<Offer> {
+    pub(crate) fn offer(&self) -> Option<Offer> {
         Offer::read_desired(&self.desired).unwrap()
     }
 }
 
 impl Agent {
     fn report(&self, identity: &Identity) -> Value {
-        let slot = |slot| self.held.get(&slot).map(|key| SlotReport { fingerprint: Fingerprint::of(key), proven_at: Some(0) });
-        let proof = self.rotation.zip(self.held.get(&self.active)).map(|(id, key)| Proof::new(key, identity, id));
+        let slot = |slot| {
+            self.held
+                .get(&slot)
+                .map(|key| SlotReport { fingerprint: Fingerprint::of(key), proven_at: Some(0) })
+        };
+        let proof =
+            self.rotation.zip(self.held.get(&self.active)).map(|(id, key)| Proof::new(key, identity, id));
         let report = Report {
             contract: CONTRACT_VERSION,
             agent: "scripted".to_owned(),
@@ -156,7 +161,7 @@ impl Agent {
 }
 
 impl ScriptedHub {
-    pub fn start(devices: impl IntoIterator<Item = (&'static str, Device)>) -> Self {
+    pub(crate) fn start(devices: impl IntoIterator<Item = (&'static str, Device)>) -> Self {
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = format!("localhost:{}", listener.local_addr().unwrap().port());
@@ -167,7 +172,8 @@ impl ScriptedHub {
         std::fs::set_permissions(dir.path().join("login"), private).unwrap();
         std::fs::write(dir.path().join("ca.pem"), certified.cert.pem()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let private = rustls_pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
+        let private =
+            rustls_pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
         let tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -187,7 +193,7 @@ impl ScriptedHub {
     }
 
     /// Runs the program against this hub.
-    pub fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         let path = |name: &str| -> PathBuf { self.dir.path().join(name) };
         Command::new(env!("CARGO_BIN_EXE_twinkey"))
             .args(args)
@@ -201,20 +207,20 @@ impl ScriptedHub {
             .unwrap()
     }
 
-    pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         change(&mut self.state.lock().unwrap())
     }
 
-    pub fn device<T>(&self, id: &str, change: impl FnOnce(&mut Device) -> T) -> T {
+    pub(crate) fn device<T>(&self, id: &str, change: impl FnOnce(&mut Device) -> T) -> T {
         self.change(|state| change(state.devices.get_mut(id).unwrap()))
     }
 
-    pub fn answer_first(&self, what: &'static str, canned: Canned) {
+    pub(crate) fn answer_first(&self, what: &'static str, canned: Canned) {
         self.change(|state| state.canned.push_back((what, canned)));
     }
 
     /// How many requests began with `what`.
-    pub fn count(&self, what: &str) -> usize {
+    pub(crate) fn count(&self, what: &str) -> usize {
         self.change(|state| state.calls.iter().filter(|call| call.starts_with(what)).count())
     }
 }
@@ -292,16 +298,25 @@ impl State {
         }
         let (verb, id) = call.rsplit_once('/').unwrap();
         let Some(device) = self.devices.get_mut(id) else {
-            return (404, json!({"Message": format!("ErrorCode:DeviceNotFound;{id}"), "ExceptionMessage": ""}));
+            return (
+                404,
+                json!({"Message": format!("ErrorCode:DeviceNotFound;{id}"), "ExceptionMessage": ""}),
+            );
         };
-        let is_stale = |etag: u32| if_match.as_ref().is_some_and(|given| given != "\"*\"" && *given != format!("\"{etag}\""));
+        let is_stale = |etag: u32| {
+            if_match.as_ref().is_some_and(|given| given != "\"*\"" && *given != format!("\"{etag}\""))
+        };
         let stale = (412, json!({"Message": "ErrorCode:PreconditionFailed;stale", "ExceptionMessage": ""}));
         match verb {
             "GET /devices" => (200, device.identity(id)),
             "PUT /devices" if is_stale(device.etag) => stale,
             "PUT /devices" => {
-                let slot = |name: &str| Key::from_base64(body["authentication"]["symmetricKey"][name].as_str().unwrap()).unwrap();
-                device.keys = [(KeySlot::Primary, slot("primaryKey")), (KeySlot::Secondary, slot("secondaryKey"))].into();
+                let slot = |name: &str| {
+                    Key::from_base64(body["authentication"]["symmetricKey"][name].as_str().unwrap()).unwrap()
+                };
+                device.keys =
+                    [(KeySlot::Primary, slot("primaryKey")), (KeySlot::Secondary, slot("secondaryKey"))]
+                        .into();
                 device.etag = changes + 1;
                 (200, device.identity(id))
             }
@@ -338,5 +353,8 @@ impl Device {
 }
 
 fn respond(status: u16, headers: &str, body: &str) -> String {
-    format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n{body}",
+        body.len()
+    )
 }

@@ -239,7 +239,9 @@ impl World {
         if self.live.is_none() {
             nonsense.push(Input::Lost);
         }
-        let idle = Timer::ALL.into_iter().filter(|timer| !World::awaits(&self.state, *timer));
+        // (A live connection may settle twice: that only calms the backoff.)
+        let may_fire = |timer| World::awaits(&self.state, timer) || (timer == Timer::Settled && self.live.is_some());
+        let idle = Timer::ALL.into_iter().filter(|timer| !may_fire(*timer));
         nonsense.extend(idle.map(Input::Fired));
         nonsense.push(Input::Boot);
         for input in nonsense {

@@ -10,7 +10,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use twinkey_rotation::{
-    Desired, Disk, Effects, Input, Invalid, KeyName, KeySlot, Offer, Outcome, PerSlot, Phase, Policy, Reason,
+    Desired, Disk, Effects, Input, Invalid, KeyName, KeySlot, Offer, Outcome, PerSlot, Policy, Reason,
     Report, Ring, RotationId, Standing, State, Timer, UnixSecs, Window, step,
 };
 
@@ -116,6 +116,8 @@ pub(crate) struct World {
     pub(crate) armed: [bool; Timer::COUNT],
     /// The key that the hub was last known to accept. No power cut makes the hub forget.
     pub(crate) accepted_last: Option<KeyName>,
+    /// Whether the hub accepted a key since the machine started: documents come over such a connection.
+    pub(crate) has_connected: bool,
     /// The document that the machine was given last since it started.
     pub(crate) document: Option<Desired>,
     pub(crate) evidence: Evidence,
@@ -139,6 +141,7 @@ impl World {
             live: None,
             armed: [false; Timer::COUNT],
             accepted_last: None,
+            has_connected: false,
             document: None,
             evidence: Evidence::Nothing,
             act: 0,
@@ -242,6 +245,7 @@ impl World {
                     Outcome::Accepted { .. } if tried.is_some() => {
                         self.live = tried;
                         self.accepted_last = tried;
+                        self.has_connected = true;
                     }
                     Outcome::Accepted { .. } | Outcome::Refused | Outcome::Unknown(_) => {}
                 }
@@ -342,7 +346,7 @@ impl World {
         }
         (s.live, s.is_settled, s.is_renewal_due, s.attempt, s.pacing, s.trial).hash(&mut lanes);
         (s.deferred, s.invalid, s.trouble).hash(&mut lanes);
-        (&self.possible, self.armed, self.accepted_last, self.document).hash(&mut lanes);
+        (&self.possible, self.armed, self.accepted_last, self.has_connected, self.document).hash(&mut lanes);
         (self.evidence, self.act).hash(&mut lanes);
         more.hash(&mut lanes);
         u128::from(lanes.0) << 64 | u128::from(lanes.1)
