@@ -12,8 +12,8 @@ use twinkey_contract::Fingerprint;
 use twinkey_rotation::{KeySlot, Place, Standing};
 use zeroize::Zeroizing;
 
+use crate::chain::Chain;
 use crate::config::Config;
-use crate::driver::Chain;
 use crate::store::{self, Loaded};
 use crate::{local, provision, run};
 

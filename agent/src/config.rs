@@ -199,7 +199,7 @@ impl Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("can't read the configuration {}", path.display())]
+    #[error("can't read the configuration {}: write one, or name it with --config FILE", path.display())]
     Unreadable {
         /// Which file.
         path: PathBuf,

@@ -16,24 +16,26 @@ use rumqttc::mqttbytes::v4::Packet;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use twinkey_contract::report::Report;
+use twinkey_contract::KeySlot;
+use twinkey_contract::report::{Reason, Report};
 use twinkey_rotation::{Effects, Input, KeyName, Outcome, Policy, State, Timer, Trouble, UnixSecs, step};
-use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
+use twinkey_sas::Expiry;
 use zeroize::Zeroizing;
 
-use self::attempt::{Attempt, Finished, Progress};
+use self::attempt::{Attempt, Finished, Progress, outcome_of};
 use self::status::Counters;
+use crate::chain::Chain;
 use crate::clock::{Clock, Instant};
 use crate::config::{Config, Takeover};
+use crate::hub::Timing;
 use crate::hub::dial::Dial;
 use crate::hub::outbox::Outbox;
 use crate::hub::session::{ConnectError, Event, Session, SessionError};
 use crate::hub::wire::WireError;
-use crate::hub::{Timing, dial::DialError, topics};
 use crate::keyring::{KeyRing, named_keys};
 use crate::local::Request;
 use crate::store::{Files, Store, StoreError};
-use crate::twin;
+use crate::{token, twin};
 
 /// How long the connection that was taken over may still say what it has to say: acknowledgements that were under
 /// way. The hub has closed it already; this is only about the order of two TCP connections.
@@ -42,9 +44,6 @@ const RETIRING: Duration = Duration::from_millis(250);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// The direct method that the agent answers.
 const METHOD: &str = "keyRenewal";
-/// Longest life of a token that a program on this machine may ask for, in seconds.
-const LOCAL_TOKEN_TTL_SECS_MAX: u64 = 24 * 3_600;
-
 /// What the driver is given to work with.
 pub struct Parts<F: Files + Send + 'static> {
     /// The configuration.
@@ -217,8 +216,12 @@ impl<F: Files + Send + 'static> Driver<F> {
         if let Some(report) = effects.report {
             let report = twin::write_report(&report, &self.key_ring);
             tracing::info!(
-                status = ?report.status, reason = ?report.reason, rotation = ?report.rotation.map(|id| id.0),
-                active = ?report.active, sequence = report.sequence, "key renewal"
+                status = report.status.as_str(),
+                reason = report.reason.map(Reason::as_str),
+                rotation = report.rotation.map(tracing::field::display),
+                active = report.active.map(KeySlot::as_str),
+                sequence = report.sequence,
+                "key renewal"
             );
             self.report_patch = Some(report.to_patch());
             self.report = Some(report);
@@ -304,7 +307,12 @@ impl<F: Files + Send + 'static> Driver<F> {
         match progress {
             Progress::Opened(stream) => attempt.hold(stream, self.live.is_some(), self.clock.now()),
             Progress::Quiet(stream) => {
-                match credentials(&self.key_ring, attempt.key, &self.config, &self.clock) {
+                match token::credentials(
+                    &self.key_ring,
+                    attempt.key,
+                    self.config.token.lifetime_secs,
+                    self.clock.unix_secs(),
+                ) {
                     Ok((credentials, expiry)) => {
                         attempt.connect(stream, credentials, expiry, self.timing, self.clock.now())
                     }
@@ -473,22 +481,9 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 
     fn local_token(&self, ttl_secs: u64, resource: Option<&str>) -> Result<Zeroizing<String>, String> {
-        let registration = &self.key_ring.registration;
-        let own = plain_resource(&registration.host_name, &registration.identity);
-        let resource = resource.unwrap_or(&own);
-        let is_own =
-            resource.strip_prefix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        if !is_own {
-            return Err(format!("the device's key only makes tokens for {own} and what is below it"));
-        }
-        if !(1..=LOCAL_TOKEN_TTL_SECS_MAX).contains(&ttl_secs) {
-            return Err(format!("ttlSecs must be between 1 and {LOCAL_TOKEN_TTL_SECS_MAX}"));
-        }
         let key = self.state.live.or(self.state.ring.active_key()).and_then(|name| self.key_ring.key(name));
         let key = key.ok_or("there is no active key")?;
-        let uri = ResourceUri::from_plain(resource).map_err(|error| error.to_string())?;
-        let expiry = Expiry::after(self.clock.unix_secs(), ttl_secs).ok_or("the clock is out of range")?;
-        sign(key, &uri, expiry).map_err(|error| error.to_string())
+        token::for_program(key, &self.key_ring.registration, resource, ttl_secs, self.clock.unix_secs())
     }
 
     /// Lets the connection that stands do what is due.
@@ -551,60 +546,6 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 }
 
-/// The three answers of the machine's world.
-fn outcome_of(error: &ConnectError) -> Outcome {
-    match error {
-        ConnectError::Refused { .. } => Outcome::Refused,
-        ConnectError::Dial(DialError::Timeout { stage: crate::hub::dial::Stage::Connect, .. })
-        | ConnectError::Unavailable
-        | ConnectError::Protocol { .. }
-        | ConnectError::Wire(_)
-        | ConnectError::Unexpected => Outcome::Unknown(Trouble::Unanswered),
-        ConnectError::Dial(
-            DialError::Name { .. }
-            | DialError::Resolve { .. }
-            | DialError::Tcp { .. }
-            | DialError::Tls { .. }
-            | DialError::Timeout { .. },
-        ) => Outcome::Unknown(Trouble::Unreachable),
-    }
-}
-
-fn credentials(
-    key_ring: &KeyRing,
-    key: KeyName,
-    config: &Config,
-    clock: &Clock,
-) -> Result<(crate::hub::session::Credentials, Expiry), &'static str> {
-    let registration = &key_ring.registration;
-    let identity = &registration.identity;
-    let key = key_ring.key(key).ok_or("the key is not known")?;
-    let uri = ResourceUri::from_plain(&plain_resource(&registration.host_name, identity))
-        .map_err(|_| "the names are too long")?;
-    let expiry =
-        Expiry::after(clock.unix_secs(), config.token.lifetime_secs).ok_or("the clock is out of range")?;
-    let password = sign(key, &uri, expiry)?;
-    let user_name = topics::user_name(&registration.host_name, identity);
-    Ok((crate::hub::session::Credentials { identity: identity.clone(), user_name, password }, expiry))
-}
-
-fn sign(
-    key: &twinkey_sas::Key,
-    uri: &ResourceUri,
-    expiry: Expiry,
-) -> Result<Zeroizing<String>, &'static str> {
-    let mut buffer = [0; Token::MAX_LEN];
-    let token = Signer::new(key).sign(uri, expiry, &mut buffer).map_err(|_| "the token does not fit")?;
-    Ok(Zeroizing::new(token.expose().to_owned()))
-}
-
-fn plain_resource(host_name: &str, identity: &twinkey_contract::Identity) -> String {
-    match &identity.module_id {
-        None => format!("{host_name}/devices/{}", identity.device_id),
-        Some(module_id) => format!("{host_name}/devices/{}/modules/{module_id}", identity.device_id),
-    }
-}
-
 async fn next_packet(session: Option<&mut Session>) -> Result<Packet, WireError> {
     match session {
         Some(session) => session.next().await,
@@ -624,21 +565,6 @@ async fn end_of<T>(thread: &mut Option<JoinHandle<T>>) -> Option<T> {
     match thread {
         Some(thread) => thread.await.ok(),
         None => pending().await,
-    }
-}
-
-/// Prints an error with its causes.
-pub struct Chain<'e>(pub &'e (dyn std::error::Error + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@
 //! * [`local`] serves programs on the same machine; [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
+mod chain;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -18,6 +19,7 @@ pub mod local;
 pub mod provision;
 pub mod run;
 pub mod store;
+pub mod token;
 pub mod twin;
 
 pub use cli::main_from;

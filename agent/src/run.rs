@@ -7,9 +7,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use twinkey_rotation::KeySlot;
 
+use crate::chain::Chain;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError};
-use crate::driver::{Chain, Driver, Parts, Signal, chance_from_os};
+use crate::driver::{Driver, Parts, Signal, chance_from_os};
 use crate::hub::dial::{Dial, TlsDialler};
 use crate::hub::tls::{self, TlsError};
 use crate::keyring::{KeyRing, Registration};

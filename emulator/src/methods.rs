@@ -42,10 +42,11 @@ impl Methods {
 
     /// Hands an answer to its caller; nothing happens if nobody waits for it any more.
     pub(crate) fn answer(&mut self, identity: &IdentityId, rid: &str, answer: Answer) {
-        if self.waiting.get(rid).is_some_and(|(asked, _)| asked == identity) {
-            if let Some((_, caller)) = self.waiting.remove(rid) {
-                drop(caller.send(answer));
-            }
+        if self.waiting.get(rid).is_some_and(|(asked, _)| asked == identity)
+            && let Some((_, caller)) = self.waiting.remove(rid)
+        {
+            // The caller may have given up.
+            drop(caller.send(answer));
         }
     }
 }

@@ -46,6 +46,12 @@ pub(crate) struct Identity {
     pub(crate) live: Option<Live>,
 }
 
+impl Identity {
+    pub(crate) fn is_connected(&self) -> bool {
+        self.live.is_some()
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     identities: BTreeMap<IdentityId, Identity>,

@@ -148,6 +148,11 @@ mod tests {
             assert_eq!(token.expiry, vector.expiry, "{context}");
             assert!(token.names(host, path) && token.covers(host, path), "{context}");
             assert!(!token.names(host, &format!("{path}x")) && !token.covers("elsewhere", path), "{context}");
+            if let Some(shorter) =
+                path.get(..path.len().saturating_sub(1)).filter(|shorter| !shorter.is_empty())
+            {
+                assert!(!token.names(host, shorter) && !token.covers(host, shorter), "{context}");
+            }
             let (skew, second) = (Duration::from_secs(300), Duration::from_secs(1));
             let last = Duration::from_secs(vector.expiry) + skew;
             assert!(!token.is_expired(last, skew) && token.is_expired(last + second, skew), "{context}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::Method;
 use rumqttc::{Connect, ConnectReturnCode, LastWill, Packet, Protocol, QoS};
 use serde_json::{Value, json};
-use support::{TestHub, connect, connect_until, connect_with, resource, token, unix_secs};
+use support::{TestHub, connect, connect_until, connect_with, resource, token, unix_secs, unix_time};
 
 async fn code(hub: &TestHub, connect: Connect) -> ConnectReturnCode {
     hub.try_connect(connect).await.map(|_| ()).expect_err("accepted")
@@ -155,13 +155,14 @@ async fn a_takeover_closes_the_old_connection_and_the_spans_touch_exactly() {
 
 #[tokio::test]
 async fn a_connection_outlives_its_token_by_the_grace_only() {
-    let hub = TestHub::start_with(|options| options.token_grace = Duration::from_millis(300)).await;
+    let grace = Duration::from_secs(2);
+    let hub = TestHub::start_with(|options| options.token_grace = grace).await;
     let keys = hub.create("d1").await;
-    let expiry = unix_secs() + 1;
+    let expiry = unix_secs();
     let (mut client, _) = hub.try_connect(connect_until("d1", &keys.primary, expiry)).await.unwrap();
     assert!(client.answers().await);
     assert!(client.is_closed().await);
-    assert!(unix_secs() >= expiry);
+    assert!(unix_time() >= Duration::from_secs(expiry) + grace);
     let span = hub.closed_span("d1", 0).await;
     assert_eq!((span["closedBy"].as_str(), span["tokenExpiry"].as_u64()), (Some("expired"), Some(expiry)));
 }
@@ -182,6 +183,23 @@ async fn silence_ends_a_connection_after_one_and_a_half_keep_alives() {
         assert_eq!(span["closedBy"], "keep-alive");
         assert!(lived >= least && lived < most + 3000.0, "{asked}: {lived}");
     }
+}
+
+#[tokio::test]
+async fn every_packet_starts_the_keep_alive_anew() {
+    let silence_ms = 500;
+    let hub = TestHub::start_with(|options| options.keep_alive_max = Duration::from_millis(silence_ms)).await;
+    let keys = hub.create("d1").await;
+    let mut client = hub.connect("d1", &keys.primary).await;
+    loop {
+        assert!(client.answers().await);
+        let seen = hub.look("connections?identity=d1").await;
+        let connected = seen["connections"][0]["connectedMs"].as_f64().unwrap();
+        if seen["nowMs"].as_f64().unwrap() > connected + 3.0 * silence_ms as f64 {
+            break;
+        }
+    }
+    assert!(client.is_closed().await);
 }
 
 #[tokio::test]

@@ -59,9 +59,11 @@ async fn a_new_key_works_only_after_the_propagation_delay() {
     assert!(hub.connect("d1", &old.secondary).await.answers().await, "the other slot is not touched");
     assert!(refusals_until_accepted(&hub, &new.primary).await >= 1);
     hub.set_faults(json!({"previousKey": "lives"})).await;
+    let skipped = regenerate(&hub, "primaryKey").await;
     let newer = regenerate(&hub, "primaryKey").await;
     assert!(hub.connect("d1", &new.primary).await.answers().await);
     assert!(refusals_until_accepted(&hub, &newer.primary).await >= 1);
+    assert!(hub.is_refused("d1", &skipped.primary).await, "a key that was replaced before it was known");
     assert!(hub.is_refused("d1", &new.primary).await);
 }
 
@@ -124,7 +126,7 @@ async fn a_cut_ends_the_connection_without_a_word() {
         (hub.connect("d1", &one.primary).await, hub.connect("d2", &two.primary).await);
     assert_eq!(hub.operate("cut", json!({"identity": "d1"})).await.expect(200), json!({"cut": 1}));
     // Without TLS's own farewell the end of the stream is an error.
-    let error = timeout(PATIENCE, first.stream.read_u8()).await.unwrap().unwrap_err();
+    let error = timeout(PATIENCE, first.stream.read(&mut [0; 1])).await.unwrap().unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     assert!(second.answers().await);
     assert_eq!(hub.operate("cut", json!({})).await.expect(200), json!({"cut": 1}));

@@ -77,13 +77,19 @@ async fn a_stale_etag_is_refused_and_a_replacement_is_told_whole() {
         hub.call_if(method, "/twins/d1", &stale, body.clone()).await.expect_error(412, "PreconditionFailed");
     }
     hub.call_if(Method::PUT, "/twins/d1", &fresh, body).await.expect(200);
+    hub.call(Method::PUT, "/twins/d1", json!({"tags": {"t": 1}})).await.expect(200);
     let mut bodies = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..4 {
         bodies.push(serde_json::from_slice::<Value>(&client.receive_publish().await.payload).unwrap());
     }
     assert_eq!(
         bodies,
-        [json!({"a": 1, "$version": 2}), json!({"b": 2, "$version": 3}), json!({"c": 3, "$version": 4})]
+        [
+            json!({"a": 1, "$version": 2}),
+            json!({"b": 2, "$version": 3}),
+            json!({"c": 3, "$version": 4}),
+            json!({"$version": 5})
+        ]
     );
 }
 
@@ -155,4 +161,23 @@ async fn a_twin_request_with_qos_1_is_acknowledged_too() {
     assert_eq!(client.receive_publish().await.topic, "$iothub/twin/res/200/?$rid=r");
     client.send(Packet::Publish(Publish::new("$iothub/twin/GET/", QoS::AtMostOnce, ""))).await;
     assert!(client.is_closed().await, "a request without $rid can't be answered");
+}
+
+#[tokio::test]
+async fn who_never_reads_is_dropped_and_the_hub_goes_on() {
+    let hub = TestHub::start().await;
+    let mut client = device(&hub).await;
+    client.subscribe("$iothub/twin/PATCH/properties/desired/#", QoS::AtMostOnce).await;
+    let large: Value = (0..7)
+        .map(|n| (n.to_string(), Value::from("x".repeat(4096))))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    // Far more than the buffers of two sockets and the hub's own bounded queue can hold.
+    for _ in 0..5000 {
+        patch(&hub, large.clone()).await;
+        if !hub.spans("d1").await[0]["closedBy"].is_null() {
+            break;
+        }
+    }
+    assert_eq!(hub.spans("d1").await[0]["closedBy"], "overflow");
 }

@@ -10,6 +10,9 @@ use twinkey_contract::Identity;
 
 use crate::output::Format;
 
+/// Longest wait that can be asked for: a day. Nobody sits in front of a command for longer.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Renews the keys of Azure IoT Hub devices without a device ever going dark.
 #[derive(Debug, Parser)]
 #[command(name = "twinkey", version, arg_required_else_help = true, after_help = concat!(
@@ -143,7 +146,7 @@ pub(crate) struct EmulateArgs {
     #[arg(long, value_name = "NAME", default_value = "localhost")]
     pub(crate) host_name: String,
     /// How long a connection outlives its token.
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_wait)]
     pub(crate) token_grace: Duration,
 }
 
@@ -256,7 +259,7 @@ pub(crate) struct RenewKeyArgs {
     #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_device_id)]
     pub(crate) force_dark: Vec<String>,
     /// How long to wait for each device's proof.
-    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = parse_wait)]
     pub(crate) timeout: Duration,
     /// No progress bar and no progress lines.
     #[arg(long)]
@@ -302,6 +305,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|e| format!("{e}; write it like 90s, 10m or 1h"))
 }
 
+fn parse_wait(text: &str) -> Result<Duration, String> {
+    let wait = parse_duration(text)?;
+    if wait <= WAIT_MAX { Ok(wait) } else { Err(format!("at most {}", humantime::format_duration(WAIT_MAX))) }
+}
+
 fn parse_device_id(text: &str) -> Result<String, String> {
     // Every URL library takes these for directions, encoded or not.
     if text == "." || text == ".." {
@@ -337,6 +345,15 @@ mod tests {
         }
         for id in ["pump-7", "a.b", "...", "-.%_#*?!(),:=@$'+", &"x".repeat(128)] {
             assert!(parse_device_id(id).is_ok(), "{id:?}");
+        }
+    }
+
+    #[test]
+    fn waits_have_an_end() {
+        assert_eq!(parse_wait("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_wait("24h"), Ok(WAIT_MAX));
+        for odd in ["25h", "1000000years", "soon", "", "-1s", "90"] {
+            assert!(parse_wait(odd).is_err(), "{odd}");
         }
     }
 

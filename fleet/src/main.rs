@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Command::AgentProcess { args } => return run_agent(args),
         Command::GenerateSasToken(args) => tokens::generate(&args, format),
         Command::VerifySasToken(args) => tokens::verify(&args, format),
-        Command::Demo(args) => block_on(demo::run(args)),
+        Command::Demo(args) => block_on(demo::run(args, format)),
         Command::Emulate(args) => block_on(emulate::run(args)),
         Command::DeviceIdentity(DeviceIdentity::Create(args)) => block_on(identities::create(&args, format)),
         Command::DeviceIdentity(DeviceIdentity::Show(args)) => block_on(identities::show(&args, format)),

@@ -108,6 +108,17 @@ fn a_key_that_the_device_does_not_take_is_erased_and_the_run_fails() {
 }
 
 #[test]
+fn a_device_that_claims_the_key_without_proof_is_not_believed() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().manner = Manner::Lies);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--timeout", "600ms"]);
+    assert_eq!(exit(&output), 1, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("unanswered"));
+    assert!(stderr.contains("its proof does not fit"), "{stderr}");
+    assert!(hub.device("d1", |d| d.offer().is_some()));
+}
+
+#[test]
 fn a_second_run_finishes_what_a_silent_device_left_open_without_another_key() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
     hub.device("d1", |d| d.agent().manner = Manner::KeepsSilent);

@@ -48,15 +48,21 @@ impl Policy {
         unanswered_max: 6,
     };
 
-    /// The most attempts to connect that the machine asks for in an hour of steady refusal: rounds of at most
-    /// `keys` attempts, a round no more often than half the longest wait.
+    /// The most attempts with [`Purpose::Connect`](crate::Purpose::Connect) in any hour in which no connection
+    /// settles: rounds of at most `keys` attempts, at half the longest wait, after a few with shorter ones.
     pub const fn attempts_per_hour_max(&self, keys: u64) -> u64 {
         let fallbacks_ms = self.fallback_delay_ms.saturating_mul(keys.saturating_sub(1));
         let round_ms = (self.retry_delay_ms_max / 2).saturating_add(fallbacks_ms);
-        match 3_600_000_u64.checked_div(round_ms) {
-            Some(rounds) => (rounds + 1).saturating_mul(keys),
-            None => u64::MAX,
-        }
+        let Some(rounds) = 3_600_000_u64.checked_div(round_ms) else {
+            return u64::MAX;
+        };
+        // One for each doubling, and one with no wait at all.
+        let short_rounds = match self.retry_delay_ms_max.checked_div(self.retry_delay_ms_min) {
+            Some(growth) if growth > 0 => growth.ilog2() as u64 + 2,
+            Some(_) => 1,
+            None => 65,
+        };
+        (rounds + 1).saturating_add(short_rounds).saturating_mul(keys)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Long random histories over a larger world than can be searched: seven keys, a dozen offers, nonsense, restores
 //! of old images, impossible rings. The invariants are checked after every step; in the end the world heals.
 //! A failure prints its seed and a shrunk history.
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by a panic")]
 
 mod world;
 
@@ -8,8 +9,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use twinkey_rotation::{
-    Candidate, Desired, Held, Input, KeyName, KeySlot, Outcome, PerSlot, Place, Policy, Reason, Retired, Ring,
-    Rotation, RotationId, Standing, State, Timer, Trouble, UnixSecs, Verdict, step,
+    Candidate, Desired, Held, Input, KeyName, KeySlot, Outcome, PerSlot, Place, Policy, Reason, Retired,
+    Ring, Rotation, RotationId, Standing, State, Timer, Trouble, UnixSecs, Verdict, step,
 };
 use world::healing::{Known, OnRefusal, heal};
 use world::{Act, Event, FLAT, World, invalid, offer, slots, two_keys};
@@ -30,7 +31,10 @@ enum Move {
     Timer(usize),
     Lost,
     /// The operator regenerates one slot or both, and offers or doesn't.
-    Operate { registry: PerSlot<Option<KeyName>>, document: Desired },
+    Operate {
+        registry: PerSlot<Option<KeyName>>,
+        document: Desired,
+    },
     /// The document as it stands is read.
     Read,
     Retry,
@@ -174,7 +178,9 @@ impl History {
         let input = match next {
             Move::Answer(answer) => self.world.trying.map(|key| {
                 Input::Attempted(match answer {
-                    Answer::Truthful if self.act.accepts(key) => Outcome::Accepted { at: UnixSecs(chance.into()) },
+                    Answer::Truthful if self.act.accepts(key) => {
+                        Outcome::Accepted { at: UnixSecs(chance.into()) }
+                    }
                     Answer::Truthful | Answer::Refused => Outcome::Refused,
                     Answer::Unknown(trouble) => Outcome::Unknown(*trouble),
                 })
@@ -221,7 +227,8 @@ impl History {
         let Act { registry, .. } = self.act;
         if primary || secondary {
             let named = |is_named: bool, key: Option<KeyName>| key.filter(|_| is_named);
-            self.act.document = offer(99, named(primary, registry.primary), named(secondary, registry.secondary));
+            self.act.document =
+                offer(99, named(primary, registry.primary), named(secondary, registry.secondary));
         } else {
             self.act.document = Desired::Nothing;
         }

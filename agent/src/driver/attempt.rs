@@ -4,12 +4,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use twinkey_rotation::KeyName;
+use twinkey_rotation::{KeyName, Outcome, Trouble};
 use twinkey_sas::Expiry;
 
 use crate::clock::Instant;
 use crate::hub::Timing;
-use crate::hub::dial::{Dialling, Stream};
+use crate::hub::dial::{DialError, Dialling, Stage, Stream};
 use crate::hub::session::{ConnectError, Credentials, connect};
 use crate::hub::wire::Wire;
 
@@ -116,5 +116,24 @@ impl Attempt {
     /// When messages stop waiting.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         self.held_until.filter(|until| now < *until)
+    }
+}
+
+/// The three answers of the machine's world.
+pub(super) fn outcome_of(error: &ConnectError) -> Outcome {
+    match error {
+        ConnectError::Refused { .. } => Outcome::Refused,
+        ConnectError::Dial(DialError::Timeout { stage: Stage::Connect, .. })
+        | ConnectError::Unavailable
+        | ConnectError::Protocol { .. }
+        | ConnectError::Wire(_)
+        | ConnectError::Unexpected => Outcome::Unknown(Trouble::Unanswered),
+        ConnectError::Dial(
+            DialError::Name { .. }
+            | DialError::Resolve { .. }
+            | DialError::Tcp { .. }
+            | DialError::Tls { .. }
+            | DialError::Timeout { .. },
+        ) => Outcome::Unknown(Trouble::Unreachable),
     }
 }

@@ -193,7 +193,8 @@ impl State {
         let mut session_present = false;
         if let Some(identity) = self.registry.find_mut(&id) {
             let persistent = !connect.clean_session;
-            let kept = identity.session.take().filter(|session| persistent && session.persistent);
+            // A session that is not persistent ended with its connection, above.
+            let kept = identity.session.take().filter(|_| persistent);
             session_present = kept.is_some();
             identity.session = Some(kept.unwrap_or_else(|| Session { persistent, filters: BTreeMap::new() }));
             if connect.clean_session {

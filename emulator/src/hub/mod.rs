@@ -25,7 +25,7 @@ use crate::keys::{Key, KeySlot};
 use crate::methods::Methods;
 use crate::options::Options;
 use crate::policies::Policies;
-use crate::registry::{Identity, Registry};
+use crate::registry::{Registry, Status};
 use crate::telemetry::TelemetryStore;
 use crate::topics::{self, Filter};
 
@@ -189,7 +189,6 @@ impl State {
 
 /// A module's status is its device's.
 fn is_enabled(registry: &Registry, id: &IdentityId) -> bool {
-    use crate::registry::Status;
     registry.find(&id.owner()).is_some_and(|device| device.status == Status::Enabled)
 }
 
@@ -199,11 +198,4 @@ fn is_subscribed(session: &Option<Session>, filter: Filter) -> bool {
 
 fn granted(session: &Option<Session>, filter: Filter) -> Option<QoS> {
     session.as_ref().and_then(|session| session.filters.get(&filter)).copied()
-}
-
-impl Identity {
-    /// Whether a device is connected now.
-    pub(crate) fn is_connected(&self) -> bool {
-        self.live.is_some()
-    }
 }

@@ -319,8 +319,12 @@ pub fn encode(text: &str) -> String {
     clippy::disallowed_methods,
     reason = "tokens carry wall-clock time, and the hub compares with the real one"
 )]
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
+}
+
 pub fn unix_secs() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    unix_time().as_secs()
 }
 
 /// An MQTT client that says and hears single packets.

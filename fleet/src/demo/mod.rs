@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use crate::cli::DemoArgs;
 use crate::emulate::{StopSignal, start_logging};
 use crate::failure::{Exit, Failure};
-use crate::output;
+use crate::output::{self, Format};
 use gaps::Messages;
 use narrator::Narrator;
 use story::Findings;
 use world::{DEVICE_ID, World};
 
-/// The line that programs read (DESIGN: `twinkey demo --json`).
+/// The line that programs read.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Summary {
@@ -48,11 +48,12 @@ enum Ended {
 }
 
 /// Tells the story. Exit code 0 only if everything held.
-pub(crate) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
+pub(crate) async fn run(args: DemoArgs, format: Format) -> Result<Exit, Failure> {
+    let is_for_program = args.json || format == Format::Json;
     start_logging();
     let mut stop = StopSignal::new()?;
     let started = Instant::now();
-    let narrator = Narrator::new(args.json);
+    let narrator = Narrator::new(is_for_program);
     narrator.chapter("A hub, a gateway and its two keys, all on this machine");
     let world = tokio::select! {
         world = World::build(&narrator) => world?,
@@ -86,7 +87,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<Exit, Failure> {
         }
     }
     world.close().await;
-    if args.json {
+    if is_for_program {
         output::json_line(&summary)?;
     }
     end
@@ -150,7 +151,7 @@ fn invite(narrator: &Narrator, world: &World) {
     narrator.chapter("Everything keeps running. In another terminal:");
     for command in [
         format!("{program} device-identity list {hub}"),
-        format!("{program} device-identity renew-key -d {DEVICE_ID} --key-type secondary --yes {hub}"),
+        format!("{program} device-identity renew-key -d {DEVICE_ID} --key-type primary --yes {hub}"),
         format!("{program} device-identity renew-key -d {DEVICE_ID} --key-type swap --yes {hub}"),
         format!("{program} agent-process status --config {}", world.paths.agent_config.display()),
         format!("tail -f {}", world.paths.agent_log.display()),

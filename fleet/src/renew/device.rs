@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use twinkey_contract::offer::{Offer, OfferedKey, check_mark};
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::sealing::{Binding, SealingPublicKey};
@@ -24,6 +24,8 @@ use crate::hub::{Device, Hub, HubError, KeyPair, RegistryKey, Twin};
 const POLL_PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two looks. Twin reads are metered (100/s on an S1 hub).
 const POLL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How much longer than the whole wait the last look may take.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(5);
 /// Most attempts to erase an offer while the twin changes under our hands.
 const ERASE_ATTEMPTS_MAX: u32 = 5;
 
@@ -431,11 +433,14 @@ async fn wait_for_proof(
         }
         sleep(pause.min(left)).await;
         pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
-        let twin = match hub.twin(&job.device_id).await {
+        let Ok(look) = timeout_at(deadline + LAST_LOOK_MAX, hub.twin(&job.device_id)).await else {
+            return Err(Stop::Unanswered { last });
+        };
+        let twin = match look {
             Ok(twin) => twin,
             // A hub in trouble says nothing about the device.
             Err(error) if error.is_ambiguous() || error.status() == Some(429) => continue,
-            Err(error @ HubError::Unreached { .. }) if !left.is_zero() => {
+            Err(error @ HubError::Unreached { .. }) => {
                 last = error.to_string();
                 continue;
             }

@@ -14,7 +14,6 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use twinkey_contract::KeySlot;
 use twinkey_contract::report::Reason;
@@ -119,8 +118,7 @@ fn distinct(ids: &[String]) -> Vec<String> {
 
 async fn renew_all(hub: &Arc<Hub>, args: &RenewKeyArgs, ids: &[String], progress: &Progress) -> Vec<Outcome> {
     let turns = Arc::new(Semaphore::new(DEVICES_AT_ONCE));
-    let mut tasks = JoinSet::new();
-    for (place, id) in ids.iter().enumerate() {
+    let start = |id: &String| {
         let job = Job {
             device_id: id.clone(),
             key_type: args.key_type,
@@ -130,25 +128,30 @@ async fn renew_all(hub: &Arc<Hub>, args: &RenewKeyArgs, ids: &[String], progress
             etag: args.etag.clone(),
             timeout: args.timeout,
         };
-        let (hub, turns, progress) = (hub.clone(), turns.clone(), progress.clone());
-        tasks.spawn(async move {
-            let _turn = turns.acquire().await;
-            let started = Instant::now();
-            let mut trace = Trace::default();
-            let watch = |event: Event| progress.tell(&job.device_id, event);
-            let result = device::renew(&hub, &job, &watch, &mut trace).await;
-            let outcome = outcome(&job, result, &trace, started.elapsed());
-            progress.done(&outcome);
-            (place, outcome)
-        });
+        let one = renew_one(hub.clone(), job.clone(), turns.clone(), progress.clone());
+        (job, tokio::spawn(one))
+    };
+    let tasks: Vec<_> = ids.iter().map(start).collect();
+    let mut outcomes = Vec::with_capacity(tasks.len());
+    for (job, task) in tasks {
+        outcomes.push(task.await.unwrap_or_else(|e| {
+            let broken = Stop::Failed(Failure::failed(format!("the renewal broke off: {e}")));
+            outcome(&job, Err(broken), &Trace::default(), Duration::ZERO)
+        }));
     }
-    let mut outcomes = BTreeMap::new();
-    while let Some(joined) = tasks.join_next().await {
-        if let Ok((place, outcome)) = joined {
-            outcomes.insert(place, outcome);
-        }
-    }
-    outcomes.into_values().collect()
+    outcomes
+}
+
+async fn renew_one(hub: Arc<Hub>, job: Job, turns: Arc<Semaphore>, progress: Progress) -> Outcome {
+    // It is never closed.
+    let _turn = turns.acquire().await;
+    let started = Instant::now();
+    let mut trace = Trace::default();
+    let watch = |event: Event| progress.tell(&job.device_id, event);
+    let result = device::renew(&hub, &job, &watch, &mut trace).await;
+    let outcome = outcome(&job, result, &trace, started.elapsed());
+    progress.done(&outcome);
+    outcome
 }
 
 fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Duration) -> Outcome {

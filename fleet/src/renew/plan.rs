@@ -138,9 +138,8 @@ impl Refusal {
 /// Decides.
 pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
     let report = facts.report.filter(|report| report.contract == CONTRACT_VERSION);
-    if request.delivers
-        && let Some(rotation) = finished_rotation(facts, report, request.key_type)
-    {
+    let finished = finished_rotation(facts, report, request.key_type);
+    if let Some(rotation) = finished.filter(|_| request.delivers) {
         return Plan::Settle { rotation };
     }
     let danger = danger(facts, report, request);
@@ -204,8 +203,8 @@ fn danger(facts: &Facts<'_>, report: Option<&Report>, request: Request) -> Optio
     else {
         return Some(Refusal::KeyUnknown);
     };
-    if let (Some(rotation), Some(proof)) = (report.rotation, &report.proof)
-        && !proof.verify(facts.keys.of(lives_in), facts.identity, rotation)
+    let proof = report.rotation.zip(report.proof.as_ref());
+    if proof.is_some_and(|(rotation, proof)| !proof.verify(facts.keys.of(lives_in), facts.identity, rotation))
     {
         return Some(Refusal::ProofFails);
     }

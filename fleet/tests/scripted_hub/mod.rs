@@ -72,6 +72,8 @@ pub(crate) enum Manner {
     Obeys,
     Refuses,
     KeepsSilent,
+    /// Says that it has moved, and has not.
+    Lies,
 }
 
 /// 32 bytes without a mark.
@@ -136,6 +138,10 @@ impl Agent {
     fn take(&mut self, offer: &Offer, identity: &Identity) {
         match self.manner {
             Manner::KeepsSilent => return,
+            Manner::Lies => {
+                self.active = if offer.primary.is_some() { KeySlot::Primary } else { KeySlot::Secondary };
+                (self.status, self.reason) = (Status::Committed, None);
+            }
             Manner::Refuses => (self.status, self.reason) = (Status::Rejected, Some(Reason::Refused)),
             Manner::Obeys => {
                 let lives_on = Fingerprint::of(&self.held[&self.active]);

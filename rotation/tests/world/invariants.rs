@@ -240,7 +240,8 @@ impl World {
             nonsense.push(Input::Lost);
         }
         // (A live connection may settle twice: that only calms the backoff.)
-        let may_fire = |timer| World::awaits(&self.state, timer) || (timer == Timer::Settled && self.live.is_some());
+        let may_fire =
+            |timer| World::awaits(&self.state, timer) || (timer == Timer::Settled && self.live.is_some());
         let idle = Timer::ALL.into_iter().filter(|timer| !may_fire(*timer));
         nonsense.extend(idle.map(Input::Fired));
         nonsense.push(Input::Boot);

@@ -5,6 +5,7 @@
 
 pub(crate) mod healing;
 mod invariants;
+pub(crate) mod timetable;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -211,7 +212,7 @@ impl World {
 
     fn tell(&mut self, policy: &Policy, input: Input, chance: u16) -> Result<Effects, String> {
         let before = self.state;
-        self.happen(&input)?;
+        self.happen(&input);
         let was_condemned = self.weigh(&before, &input);
         let (state, mut effects) = step(policy, before, input, chance);
         self.state = state;
@@ -224,7 +225,7 @@ impl World {
     }
 
     /// What `input` means outside of the machine.
-    fn happen(&mut self, input: &Input) -> Result<(), String> {
+    fn happen(&mut self, input: &Input) {
         match *input {
             Input::Boot | Input::Retry => {}
             Input::Desired(desired) => self.document = Some(desired),
@@ -235,7 +236,7 @@ impl World {
                         self.possible.clear();
                     } else if !self.possible.contains(&ring) && ring != self.confirmed {
                         self.possible.push(ring);
-                        self.possible.sort_by_cached_key(|ring| Lanes::of(ring));
+                        self.possible.sort_by_cached_key(Lanes::of);
                     }
                 }
             }
@@ -253,7 +254,6 @@ impl World {
             Input::Lost => self.live = None,
             Input::Fired(timer) => *self.timer(timer) = false,
         }
-        Ok(())
     }
 
     /// Counts the evidence against the candidate; true when `input` completes it.
@@ -332,7 +332,7 @@ impl World {
 
     /// A name for everything that can make a difference later. What `check` has found equal is taken once.
     pub(crate) fn fingerprint(&self, more: impl Hash) -> u128 {
-        let mut lanes = Lanes(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344);
+        let mut lanes = Lanes::NEW;
         let s = &self.state;
         s.ring.hash(&mut lanes);
         (s.durable != s.ring).then_some(s.durable).hash(&mut lanes);
@@ -349,7 +349,7 @@ impl World {
         (&self.possible, self.armed, self.accepted_last, self.has_connected, self.document).hash(&mut lanes);
         (self.evidence, self.act).hash(&mut lanes);
         more.hash(&mut lanes);
-        u128::from(lanes.0) << 64 | u128::from(lanes.1)
+        lanes.name()
     }
 }
 
@@ -395,10 +395,17 @@ fn ensure(holds: bool, what: &str) -> Result<(), String> {
 struct Lanes(u64, u64);
 
 impl Lanes {
+    /// The first digits of pi.
+    const NEW: Self = Self(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344);
+
     fn of(value: &impl Hash) -> u128 {
-        let mut lanes = Self(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344);
+        let mut lanes = Self::NEW;
         value.hash(&mut lanes);
-        u128::from(lanes.0) << 64 | u128::from(lanes.1)
+        lanes.name()
+    }
+
+    fn name(&self) -> u128 {
+        (u128::from(self.0) << 64) | u128::from(self.1)
     }
 }
 

@@ -1,0 +1,58 @@
+//! The real binaries. Cargo hands a test the binaries of its own package only, so they are built here, once for each
+//! test process: that takes less than a second when they are fresh.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+
+use tokio::process::Command;
+
+/// Variables of the caller's that would change what the programs do.
+const FOREIGN_VARIABLES: [&str; 3] = ["IOTHUB_CONNECTION_STRING", "RUST_LOG", "RUST_BACKTRACE"];
+
+/// A command of the operator's program.
+pub fn twinkey() -> Command {
+    command("twinkey")
+}
+
+/// A command of the agent's program.
+pub fn twinkey_agent() -> Command {
+    command("twinkey-agent")
+}
+
+fn command(name: &str) -> Command {
+    let mut command = Command::new(directory().join(name));
+    for variable in FOREIGN_VARIABLES {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Where the binaries are: beside the directory of the test's own executable, in the same profile.
+fn directory() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
+        let test = std::env::current_exe().expect("the test's own path");
+        let directory = test.parent().and_then(Path::parent).expect("TARGET/PROFILE/deps").to_owned();
+        build(&directory);
+        directory
+    })
+}
+
+fn build(directory: &Path) {
+    let target = directory.parent().expect("the profile's directory lies in the target directory");
+    let profile = match directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = std::process::Command::new(cargo)
+        .args(["build", "--quiet", "--package", "twinkey", "--package", "twinkey-agent", "--profile", profile])
+        .arg("--target-dir")
+        .arg(target)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .status()
+        .expect("cargo runs");
+    assert!(built.success(), "the binaries can't be built");
+}
