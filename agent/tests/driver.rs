@@ -1,6 +1,11 @@
 //! The driver with a scripted hub over in-memory streams, on a paused clock: the order of events at a takeover.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has failed, as it should")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has failed, as it should"
+)]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

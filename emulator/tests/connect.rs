@@ -187,7 +187,7 @@ async fn silence_ends_a_connection_after_one_and_a_half_keep_alives() {
 
 #[tokio::test]
 async fn every_packet_starts_the_keep_alive_anew() {
-    let silence_ms = 500;
+    let silence_ms = 1500;
     let hub = TestHub::start_with(|options| options.keep_alive_max = Duration::from_millis(silence_ms)).await;
     let keys = hub.create("d1").await;
     let mut client = hub.connect("d1", &keys.primary).await;

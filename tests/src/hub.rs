@@ -71,7 +71,8 @@ impl TestHub {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let http = reqwest::Client::builder().tls_backend_preconfigured(tls).timeout(PATIENCE).build().unwrap();
+        let http =
+            reqwest::Client::builder().tls_backend_preconfigured(tls).timeout(PATIENCE).build().unwrap();
         let authorization = service_token(&ready.service_connection_string, &ready.host_name);
         Self { emulator, http, authorization, dir }
     }
@@ -106,7 +107,8 @@ impl TestHub {
 
     /// The command that renews a device's key.
     pub fn renewal(&self, device: &str, key_type: &str) -> Command {
-        let args = ["device-identity", "renew-key", "-d", device, "--key-type", key_type, "--yes", "--no-progress"];
+        let args =
+            ["device-identity", "renew-key", "-d", device, "--key-type", key_type, "--yes", "--no-progress"];
         let mut command = self.operator(&args);
         command.args(["--output", "json", "--timeout", "30s"]);
         command

@@ -48,7 +48,16 @@ fn build(directory: &Path) {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = std::process::Command::new(cargo)
-        .args(["build", "--quiet", "--package", "twinkey", "--package", "twinkey-agent", "--profile", profile])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "twinkey",
+            "--package",
+            "twinkey-agent",
+            "--profile",
+            profile,
+        ])
         .arg("--target-dir")
         .arg(target)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
