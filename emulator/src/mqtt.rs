@@ -154,9 +154,11 @@ impl<S: AsyncRead + AsyncWrite> Wire<S> {
     }
 
     fn next_packet(&mut self) -> Result<Option<Packet>, CodecError> {
+        let before = self.input.len();
         match Packet::read(&mut self.input, PACKET_LEN_MAX) {
             Ok(packet) => Ok(Some(packet)),
-            Err(CodecError::InsufficientBytes(missing)) => {
+            // The codec says the same of a whole frame whose content is cut short, which it takes out of the buffer.
+            Err(CodecError::InsufficientBytes(missing)) if self.input.len() == before => {
                 self.input.reserve(missing);
                 Ok(None)
             }
