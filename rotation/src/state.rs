@@ -125,7 +125,7 @@ pub enum Phase {
     Candidate,
     /// The window has closed: to connect anew with a key that works.
     Control,
-    /// The control was accepted just now: to try the candidate a last time.
+    /// The control was accepted just now: the candidate is being tried a last time.
     Last,
 }
 

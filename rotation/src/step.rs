@@ -175,8 +175,6 @@ fn refused(state: &mut State, attempt: Attempt, pace: &Pace<'_>, effects: &mut E
         candidate_refused(state, pace, effects);
     } else {
         state.trouble = Some(Trouble::ActiveRefused);
-        // Something is wrong beyond the candidate: whatever control there was has lost its worth.
-        withdraw_control(state);
     }
     match attempt.purpose {
         Purpose::Trial => {}
@@ -215,7 +213,10 @@ fn candidate_refused(state: &mut State, pace: &Pace<'_>, effects: &mut Effects) 
 
 fn unknown(state: &mut State, purpose: Purpose, trouble: Trouble, pace: &Pace<'_>, effects: &mut Effects) {
     state.trouble = Some(trouble);
-    withdraw_control(state);
+    if state.trial.phase == Phase::Last {
+        // A control counts for the attempt that follows it, and for no other.
+        state.trial.phase = Phase::Control;
+    }
     match purpose {
         Purpose::Trial | Purpose::Control => wait_for_trial(state, pace, effects),
         Purpose::Connect => {
@@ -238,10 +239,7 @@ fn lost(state: &mut State, pace: &Pace<'_>, effects: &mut Effects) {
         return;
     }
     state.is_renewal_due = false;
-    // A hub may close this connection while it refuses the candidate: that refusal, still to come, counts.
-    if state.attempt.is_none_or(|attempt| attempt.purpose != Purpose::Trial) {
-        withdraw_control(state);
-    }
+    // A last attempt under way keeps its control: a hub may close this connection while it refuses the candidate.
     state.pacing.is_waiting = true;
     let delay_ms = match state.pacing.failures {
         0 => pace.reconnect_ms(),
@@ -313,13 +311,6 @@ fn wait_for_trial(state: &mut State, pace: &Pace<'_>, effects: &mut Effects) {
     state.trial.is_waiting = true;
     effects.arm(Timer::Trial, pace.trial_ms(state.trial.failures));
     state.trial.failures = pace.after_trial(state.trial.failures);
-}
-
-/// A control counts only as long as nothing has happened since.
-fn withdraw_control(state: &mut State) {
-    if state.trial.phase == Phase::Last {
-        state.trial.phase = Phase::Control;
-    }
 }
 
 fn candidate_on_trial(ring: &Ring) -> Option<KeyName> {

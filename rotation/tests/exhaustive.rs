@@ -229,6 +229,23 @@ fn candidate_replaced_by_a_newer_offer() {
 }
 
 #[test]
+fn offer_that_comes_back_on_a_disk_that_fails() {
+    let acts = vec![
+        act(A, C, offer(1, None, Some(C))),
+        act(A, D, offer(2, None, Some(D))),
+        act(A, C, offer(3, None, Some(C))),
+    ];
+    Story {
+        may_disk_fail: true,
+        may_be_lost: false,
+        troubles: Vec::new(),
+        timers: vec![Timer::Retry, Timer::Trial, Timer::Store],
+        ..Story::new("offer that comes back on a disk that fails", acts)
+    }
+    .search();
+}
+
+#[test]
 fn offer_withdrawn_and_broken() {
     let acts = vec![
         act(A, C, offer(1, None, Some(C))),

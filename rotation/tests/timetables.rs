@@ -80,6 +80,16 @@ fn rejection_waits_for_a_control_that_the_hub_answers() {
 }
 
 #[test]
+fn refused_control_finds_another_key_at_once_while_the_connection_carries_on() {
+    let mut table = gateway();
+    table.operate(D, B, offer(1, None, Some(C)));
+    table.run(WINDOW + SECOND);
+    assert_eq!(table.world.live, Some(B));
+    assert!(table.is(Status::Rejected), "that other key is control enough: {:?}", table.status());
+    assert!(!table.was_dark);
+}
+
+#[test]
 fn both_offered_keys_are_taken_over_one_after_the_other() {
     let mut table = gateway();
     // Both old keys are dead already; only the connection that stands is left.
@@ -451,6 +461,19 @@ fn connection_that_stands_for_an_hour_forgets_the_failures_before_it() {
     table.run(HOUR);
     table.tell(Input::Lost);
     assert!(table.run_until(SECOND, |table| table.world.live.is_some()), "it still waits for long");
+}
+
+#[test]
+fn one_quiet_minute_does_not_make_up_for_a_day_of_failures() {
+    let mut table = gateway();
+    table.trouble = Some(Trouble::Unreachable);
+    table.tell(Input::Lost);
+    table.run(24 * HOUR);
+    table.trouble = None;
+    assert!(table.run_until(10 * MINUTE, |table| table.world.live.is_some()));
+    table.run(Policy::DEFAULT.settled_after_ms);
+    table.tell(Input::Lost);
+    assert!(!table.run_until(MINUTE, |table| table.world.live.is_some()));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What must hold in every state ([`World::check`]) and in every step (`check_step`).
 
 use twinkey_rotation::{
-    Desired, Disk, Effects, Input, KeySlot, Outcome, Policy, Reason, Ring, Standing, State, Status, Timer,
-    Trouble, Verdict, Window, step,
+    Desired, Disk, Effects, Input, KeySlot, Outcome, Phase, Policy, Reason, Ring, Standing, State, Status,
+    Timer, Trouble, Verdict, Window, step,
 };
 
 use super::{ACCEPTED, Act, REFUSED, World, ensure, on_trial};
@@ -183,6 +183,11 @@ impl World {
                 )?;
             }
         }
+        ensure(
+            state.trial.phase != Phase::Last
+                || (is_trying && self.trying == on_trial(&state.ring).map(|c| c.1)),
+            "I3: something else comes between the control and the last attempt",
+        )?;
         ensure(
             state.disk != Disk::Idle || state.ring.says_the_same_as(&state.durable),
             "I4: the disk is idle and does not hold the ring",

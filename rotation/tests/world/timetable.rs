@@ -14,6 +14,9 @@ pub(crate) const HOUR: u64 = 60 * MINUTE;
 /// More events than this without a moment passing are a storm.
 const EVENTS_AT_ONCE_MAX: usize = 50;
 
+/// More attempts than any story here needs.
+const ATTEMPTS_MAX: usize = 20_000;
+
 /// A gateway, its disk, its hub and its operator. Fields are the levers of a story; every step is checked.
 pub(crate) struct Timetable {
     pub(crate) world: World,
@@ -165,6 +168,7 @@ impl Timetable {
         }
         self.attempts.extend(effects.connect.map(|key| (self.now_ms, key)));
         self.writes.extend(effects.store.map(|ring| (self.now_ms, ring)));
+        assert!(self.attempts.len() < ATTEMPTS_MAX, "a storm: {} ms, {:?}", self.now_ms, self.state());
         self.was_dark |= self.world.has_connected && self.world.live.is_none();
     }
 
