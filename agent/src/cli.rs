@@ -1,7 +1,7 @@
 //! The command line. Standard output is for answers, standard error for logs and errors.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::chain::Chain;
 use crate::config::Config;
+use crate::driver::text_of;
 use crate::store::{self, Loaded};
 use crate::{local, provision, run};
 
@@ -107,6 +108,7 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     start_log(arguments.log);
+    forbid_core_dumps();
     match perform(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -158,13 +160,19 @@ fn perform(command: Command) -> Result<(), String> {
 
 /// The running agent's own words, or what is on disk.
 fn status(config: &Config) -> Result<Value, String> {
-    if let Ok(mut answer) = local::ask(&config.local.socket, &json!({"request": "status"})) {
-        if let Some(mut status) = answer.get_mut("status").map(Value::take) {
+    match local::ask(&config.local.socket, &json!({"request": "status"})) {
+        Ok(mut answer) => {
+            let Some(mut status) = answer.get_mut("status").map(Value::take) else {
+                return Err(reason_of(&answer));
+            };
             if let Some(status) = status.as_object_mut() {
                 status.insert("running".to_owned(), true.into());
             }
             return Ok(status);
         }
+        // Nobody listens: then what is on disk is all there is to say.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {}
+        Err(error) => return Err(unanswered(&config.local.socket, &error)),
     }
     let loaded = store::peek(&config.state.dir).map_err(|error| Chain(&error).to_string())?;
     let Some(Loaded { key_ring, damaged }) = loaded else {
@@ -178,7 +186,7 @@ fn status(config: &Config) -> Result<Value, String> {
     let place = |place: &Place| {
         json!({
             "fingerprint": place.held.map(|held| Fingerprint(held.key.0).to_string()),
-            "provenAt": place.held.and_then(|held| held.proven_at).map(|at| at.0),
+            "provenAt": place.held.and_then(|held| held.proven_at).map(|at| text_of(at.0)),
             "candidate": place.candidate.map(|candidate| json!({
                 "fingerprint": Fingerprint(candidate.key.0).to_string(),
                 "onTrial": candidate.standing == Standing::Trying,
@@ -224,7 +232,7 @@ fn status_text(status: &Value) -> String {
                 at("/connection/key"),
                 at("/connection/tokenExpiry")
             ),
-            _ => format!("down; {}", at("/connection/trouble/what")),
+            _ => format!("down; {}", at("/connection/troubles/0/what")),
         };
         lines.push(format!("connection  {connection}"));
     }
@@ -262,8 +270,14 @@ fn status_text(status: &Value) -> String {
 }
 
 fn ask(socket: &Path, request: &Value) -> Result<Value, String> {
-    local::ask(socket, request)
-        .map_err(|error| format!("no agent answers at {}: {error}. Is `twinkey-agent run` running, and may this user open the socket?", socket.display()))
+    local::ask(socket, request).map_err(|error| unanswered(socket, &error))
+}
+
+fn unanswered(socket: &Path, error: &std::io::Error) -> String {
+    format!(
+        "no agent answers at {}: {error}. Is `twinkey-agent run` running, and may this user open the socket?",
+        socket.display()
+    )
 }
 
 fn reason_of(answer: &Value) -> String {
@@ -278,10 +292,18 @@ fn print(text: &str) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     // A reader that has gone away (`| head`) is no failure of ours.
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(format!("can't write to standard output: {error}"))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// A core dump would hold the keys. Also keeps other processes of the same user from reading this one's memory.
+fn forbid_core_dumps() {
+    if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%error, "core dumps can't be forbidden: a crash might write keys to disk");
     }
 }
 
@@ -293,7 +315,10 @@ fn start_log(format: LogFormat) {
     let _ = match format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+            .with_ansi(
+                std::io::stderr().is_terminal()
+                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
+            )
             .with_target(false)
             .try_init(),
     };

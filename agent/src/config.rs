@@ -148,7 +148,7 @@ impl Config {
 
     /// Checks a text; the error says which line and what to do.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let config: Self = toml::from_str(text).map_err(|error| problem_of(&error, text))?;
         let in_range = |name: &str, value: u64, min: u64, max: u64| {
             if (min..=max).contains(&value) {
                 Ok(())
@@ -176,11 +176,11 @@ impl Config {
     /// The pace of the machine that follows from the configuration.
     pub fn policy(&self) -> Policy {
         let window_ms = self.rotation.propagation_window_secs * 1_000;
-        let trial_ms_min = Policy::DEFAULT.trial_delay_ms_min.min(window_ms / 4).max(200);
+        // A short window still sees a few attempts; however short it is, they get rarer like all others.
+        let trial_delay_ms_min = (window_ms / 8).clamp(200, Policy::DEFAULT.trial_delay_ms_min);
         Policy {
             propagation_window_ms: window_ms,
-            trial_delay_ms_min: trial_ms_min,
-            trial_delay_ms_max: Policy::DEFAULT.trial_delay_ms_max.min(window_ms / 4).max(trial_ms_min),
+            trial_delay_ms_min,
             renew_after_ms: self.token.lifetime_secs * 800,
             ..Policy::DEFAULT
         }
@@ -193,6 +193,19 @@ impl Config {
             ..crate::hub::Timing::DEFAULT
         }
     }
+}
+
+/// Where and what is wrong. No value is quoted: it may be a key that somebody wrote into the wrong file.
+fn problem_of(error: &toml::de::Error, text: &str) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let message = error.message();
+    let elided = |open: &str, close: &str| {
+        let (start, end) = (message.split_once(open)?.0, message.rsplit_once(close)?.1);
+        Some(format!("{start}{open}…{close}{end}"))
+    };
+    let message = elided("unknown variant `", "`, expected ").or_else(|| elided("\"", "\""));
+    let message = message.unwrap_or_else(|| error.message().to_owned());
+    format!("line {}: {message}", before.matches('\n').count() + 1)
 }
 
 /// Why there is no configuration.
@@ -232,6 +245,26 @@ mod tests {
     fn a_misspelt_setting_is_named_with_its_line() {
         let problem = Config::parse("[hub]\nprot = 8883\n").unwrap_err();
         assert!(problem.contains("prot") && problem.contains("line 2"), "{problem}");
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_place_is_not_quoted() {
+        for text in [
+            "[hub]\nSharedAccessKey = \"c2VjcmV0\"\n",
+            "[hub]\nport = \"c2VjcmV0\"\n",
+            "[hub]\ntakeover = \"a\\\"c2VjcmV0\"\n",
+            "[hub]\nHostName=localhost;SharedAccessKey=c2VjcmV0\n",
+        ] {
+            let problem = Config::parse(text).unwrap_err();
+            assert!(problem.contains("line 2") && !problem.contains("c2VjcmV0"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_short_window_makes_trials_quicker_at_first_and_no_less_rare_in_the_end() {
+        let policy = Config::parse("[rotation]\npropagation_window_secs = 1\n").unwrap().policy();
+        assert_eq!(policy.trial_delay_ms_min, 200);
+        assert_eq!(policy.trial_delay_ms_max, Policy::DEFAULT.trial_delay_ms_max);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 
 use self::attempt::{Attempt, Finished, Progress, outcome_of};
 use self::status::Counters;
+pub(crate) use self::status::text_of;
 use crate::chain::Chain;
 use crate::clock::{Clock, Instant};
 use crate::config::{Config, Takeover};
@@ -174,6 +175,10 @@ impl<F: Files + Send + 'static> Driver<F> {
                     self.config = *config;
                     self.dialler = dialler;
                     tracing::info!("configuration read again; it counts from the next connection on");
+                    if self.live.is_none() {
+                        // Whoever corrected it does not want to wait for the end of a long pause.
+                        self.feed(Input::Fired(Timer::Retry));
+                    }
                 }
                 Happening::Deadline => self.fire(),
             }
@@ -289,6 +294,7 @@ impl<F: Files + Send + 'static> Driver<F> {
         needed.extend(self.state.live);
         needed.extend(self.state.attempt.map(|attempt| attempt.key));
         self.key_ring.forget_unless(|name| needed.contains(&name));
+        self.counters.troubles.retain(|name, _| needed.contains(name));
     }
 
     fn begin_attempt(&mut self, key: KeyName) {
@@ -345,7 +351,7 @@ impl<F: Files + Send + 'static> Driver<F> {
             }
         };
         self.counters.accepted += 1;
-        self.counters.trouble = None;
+        self.counters.troubles.clear();
         let unix_secs = self.clock.unix_secs();
         let old = self.live.replace(Live { session, expiry, since_unix_secs: unix_secs });
         self.outbox.begin_session(is_session_present);
@@ -364,11 +370,12 @@ impl<F: Files + Send + 'static> Driver<F> {
         if let Outcome::Refused = outcome {
             self.counters.refused += 1;
         }
-        // Once per change: an outage of days is one line, not one for every attempt.
-        let trouble = (attempt.key, Chain(error).to_string());
-        if self.counters.trouble.as_ref() != Some(&trouble) {
-            tracing::warn!(key = %attempt.key, error = %trouble.1, is_connected = self.live.is_some(), "could not connect with this key");
-            self.counters.trouble = Some(trouble);
+        // Once per key and change: an outage of days is a few lines, not one for every attempt.
+        let trouble = Chain(error).to_string();
+        if self.counters.troubles.get(&attempt.key) != Some(&trouble) {
+            let is_connected = self.live.is_some();
+            tracing::warn!(key = %attempt.key, error = trouble, is_connected, "could not connect with this key");
+            self.counters.troubles.insert(attempt.key, trouble);
         }
         if std::mem::take(&mut self.is_loss_open) {
             self.counters.lost += 1;
@@ -406,8 +413,9 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 
     fn lost(&mut self, error: &SessionError) {
-        if self.attempt.as_ref().is_some_and(Attempt::is_at_connect) {
+        if let Some(attempt) = self.attempt.as_mut().filter(|attempt| attempt.is_at_connect()) {
             tracing::debug!(error = %Chain(error), "the connection ended during a takeover");
+            attempt.hurry(self.clock.now());
             self.live = None;
             self.is_loss_open = true;
             return;
@@ -434,7 +442,13 @@ impl<F: Files + Send + 'static> Driver<F> {
                 live.session.note_reported(patch.clone());
             }
         }
-        let desired = twin::read_desired(document, &mut self.key_ring, self.config.rotation.allow_unsealed);
+        let allow_unsealed = self.config.rotation.allow_unsealed;
+        let (desired, complaint) = twin::read_desired(document, &mut self.key_ring, allow_unsealed);
+        // Once per change: a bad offer stands until somebody takes it away.
+        if let Some(what) = complaint.as_ref().filter(|_| self.counters.complaint != complaint) {
+            tracing::warn!(error = what, "the offer in the twin can't be used; the keys stay as they are");
+        }
+        self.counters.complaint = complaint;
         self.feed(Input::Desired(desired));
         self.forget_keys();
     }

@@ -26,6 +26,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
@@ -149,8 +150,9 @@ pub async fn serve(listener: UnixListener, registration: Registration, driver: m
     let mut clients = FuturesUnordered::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if clients.len() < CLIENTS_MAX => match accepted {
-                Ok((stream, _)) => clients.push(serve_client(stream, &registration, &driver)),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if clients.len() < CLIENTS_MAX => clients.push(serve_client(stream, &registration, &driver)),
+                Ok((stream, _)) => turn_away(&stream),
                 // No descriptor is free: let one of the present programs go first.
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
             },
@@ -158,6 +160,16 @@ pub async fn serve(listener: UnixListener, registration: Registration, driver: m
             () = driver.closed() => return,
         }
     }
+}
+
+/// Says so at once, so that whoever looks for the agent does not take it for dead.
+fn turn_away(stream: &UnixStream) {
+    let answer =
+        failed(Value::Null, format!("{CLIENTS_MAX} programs are connected already: close some first"));
+    let mut text = serde_json::to_vec(&answer).unwrap_or_default();
+    text.push(b'\n');
+    // A new socket has room for one line; one that has not is not waited for.
+    let _ = stream.try_write(&text);
 }
 
 async fn serve_client(stream: UnixStream, registration: &Registration, driver: &mpsc::Sender<Request>) {
@@ -173,18 +185,28 @@ async fn serve_client(stream: UnixStream, registration: &Registration, driver: &
                     let text = std::mem::take(&mut line);
                     outstanding.push(answer(text, registration, driver));
                 }
-                Ok(false) | Err(_) => is_open = false,
+                Ok(false) => is_open = false,
+                Err(error) => {
+                    is_open = false;
+                    // Where the next line begins can't be known any more.
+                    if write(&mut writer, &failed(Value::Null, error.to_string())).await.is_err() {
+                        return;
+                    }
+                }
             },
             Some(answer) = outstanding.next(), if !outstanding.is_empty() => {
-                let answer: Answer = answer;
-                let mut text = Zeroizing::new(serde_json::to_vec(&answer).unwrap_or_default());
-                text.push(b'\n');
-                if writer.write_all(&text).await.is_err() {
+                if write(&mut writer, &answer).await.is_err() {
                     return;
                 }
             }
         }
     }
+}
+
+async fn write(writer: &mut OwnedWriteHalf, answer: &Answer) -> io::Result<()> {
+    let mut text = Zeroizing::new(serde_json::to_vec(answer).unwrap_or_default());
+    text.push(b'\n');
+    writer.write_all(&text).await
 }
 
 /// Reads on until `line` is whole; cancel-safe, since what was read stays in `line`. False at the end.

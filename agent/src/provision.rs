@@ -37,6 +37,10 @@ pub fn provision<F: Files>(
 
 /// Reads a connection string from a file.
 pub fn read_file(path: &Path) -> Result<Zeroizing<String>, ProvisionError> {
+    let names_a_file = !path.to_string_lossy().contains("SharedAccessKey");
+    if !names_a_file {
+        return Err(ProvisionError::NotAFile);
+    }
     let unreadable = |source| ProvisionError::Unreadable { path: path.to_owned(), source };
     read(fs::File::open(path).map_err(unreadable)?).map_err(unreadable)
 }
@@ -75,6 +79,11 @@ pub enum ProvisionError {
         /// Why not.
         source: io::Error,
     },
+    /// The connection string stands where a file's name belongs. It is not quoted.
+    #[error(
+        "a connection string stands where the name of a file belongs: write it into a file of mode 0600 and name that"
+    )]
+    NotAFile,
     /// The operating system gives no random numbers.
     #[error("the operating system gives no random numbers for the sealing key; try again")]
     Randomness,

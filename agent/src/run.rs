@@ -36,6 +36,9 @@ fn load_or_provision(config: &Config, store: &mut Store<DiskFiles>) -> Result<Ke
         if let Some((file, error)) = loaded.damaged {
             tracing::error!(file, error = %error, "a key-ring file is damaged; its predecessor is in use");
         }
+        if config.hub.connection_string_file.is_some() {
+            tracing::debug!("the key ring exists, so the connection string file is not read");
+        }
         return Ok(loaded.key_ring);
     }
     let Some(path) = &config.hub.connection_string_file else {

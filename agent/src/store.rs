@@ -44,32 +44,47 @@ impl<F: Files> Store<F> {
     /// Reads the newest whole key ring; `None` when there is no key-ring file at all.
     pub fn load(&mut self) -> Result<Option<Loaded>, StoreError> {
         let mut newest: Option<(KeyRing, &'static str)> = None;
-        let mut damaged = None;
+        let mut damaged = Vec::new();
         for name in NAMES {
-            let Some(bytes) = self.files.read(name).map_err(|source| self.failed("read", name, source))?
-            else {
-                continue;
-            };
-            match KeyRing::decode(&bytes) {
-                Ok(key_ring) => {
+            match self.read(name)? {
+                Some(Ok(key_ring)) => {
                     let is_newer =
                         newest.as_ref().is_none_or(|(known, _)| key_ring.ring.sequence > known.ring.sequence);
                     if is_newer {
                         newest = Some((key_ring, name));
                     }
                 }
-                Err(error) => damaged = Some((name, error)),
+                // It may hold the only keys that still work, and the next write would replace it.
+                Some(Err(source @ DamagedKeyRing::NewerFormat { .. })) => {
+                    return Err(StoreError::Newer { path: self.files.path(name), source });
+                }
+                Some(Err(error)) => damaged.push((name, error)),
+                None => {}
             }
         }
-        match (newest, damaged) {
-            (Some((key_ring, name)), damaged) => {
+        match newest {
+            Some((key_ring, name)) => {
                 self.next = if name == NAMES[0] { NAMES[1] } else { NAMES[0] };
-                Ok(Some(Loaded { key_ring, damaged }))
+                Ok(Some(Loaded { key_ring, damaged: damaged.pop() }))
             }
-            (None, Some((name, error))) => {
-                Err(StoreError::NoneUsable { path: self.files.path(name), source: error })
+            None if damaged.is_empty() => Ok(None),
+            None => {
+                let files = damaged
+                    .iter()
+                    .map(|(name, error)| format!("{}: {error}", self.files.path(name).display()));
+                Err(StoreError::NoneUsable { files: files.collect::<Vec<_>>().join("; ") })
             }
-            (None, None) => Ok(None),
+        }
+    }
+
+    /// A bad block is damage like any other: the other file may be whole. Permissions are a person's to mend.
+    fn read(&self, name: &str) -> Result<Option<Result<KeyRing, DamagedKeyRing>>, StoreError> {
+        match self.files.read(name) {
+            Ok(bytes) => Ok(bytes.map(|bytes| KeyRing::decode(&bytes))),
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Err(self.failed("read", name, source))
+            }
+            Err(error) => Ok(Some(Err(DamagedKeyRing::Unreadable { problem: error.to_string() }))),
         }
     }
 
@@ -137,14 +152,19 @@ pub enum StoreError {
     },
     /// Key-ring files exist, and none is whole.
     #[error(
-        "the key ring {} can't be used, and neither can its predecessor; nothing was changed. Restore the directory \
-         from a backup, or move the files away and run `twinkey-agent provision` with the device's connection string",
-        path.display()
+        "no key ring can be used, and nothing was changed ({files}). Restore the directory from a backup, or move the \
+         files away and run `twinkey-agent provision` with the device's connection string"
     )]
     NoneUsable {
-        /// The newest file that was looked at.
+        /// Each file, and what is wrong with it.
+        files: String,
+    },
+    /// A newer agent wrote the key ring.
+    #[error("the key ring {} was left alone", path.display())]
+    Newer {
+        /// Which file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Its format.
         source: DamagedKeyRing,
     },
     /// The ring that should be written makes no sense.

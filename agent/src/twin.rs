@@ -11,14 +11,17 @@ use uuid::Uuid;
 use crate::keyring::KeyRing;
 
 /// Reads the operator's part of a twin document. The offered keys become known to `key_ring` by their names; nothing
-/// uses them before the machine says so.
-pub fn read_desired(twin: &[u8], key_ring: &mut KeyRing, allow_unsealed: bool) -> rotation::Desired {
+/// uses them before the machine says so. What can't be used comes with words for a person.
+pub fn read_desired(
+    twin: &[u8],
+    key_ring: &mut KeyRing,
+    allow_unsealed: bool,
+) -> (rotation::Desired, Option<String>) {
     let offer = match Offer::read(twin) {
-        Ok(None) => return rotation::Desired::Nothing,
+        Ok(None) => return (rotation::Desired::Nothing, None),
         Ok(Some(offer)) => offer,
         Err(error) => {
-            tracing::warn!(error = %error, "the offer in the twin can't be used; the keys stay as they are");
-            return invalid(error.rotation, error.code());
+            return (invalid(error.rotation, error.code()), Some(error.to_string()));
         }
     };
     let id = offer.rotation;
@@ -28,12 +31,13 @@ pub fn read_desired(twin: &[u8], key_ring: &mut KeyRing, allow_unsealed: bool) -
         match open(offered, slot, id, key_ring, allow_unsealed) {
             Ok(key) => *keys.of_mut(slot_of(slot)) = Some(key_ring.learn(key)),
             Err(reason) => {
-                tracing::warn!(?slot, ?reason, "the offered key can't be used; the keys stay as they are");
-                return invalid(Some(id), reason);
+                let what = format!("the key for the {slot} slot can't be used: {reason}");
+                return (invalid(Some(id), reason), Some(what));
             }
         }
     }
-    rotation::Desired::Offer(rotation::Offer { rotation: rotation::RotationId(id.0.as_u128()), keys })
+    let offer = rotation::Offer { rotation: rotation::RotationId(id.0.as_u128()), keys };
+    (rotation::Desired::Offer(offer), None)
 }
 
 /// Writes what the machine reports, with the proof that the agent holds the active key.

@@ -43,6 +43,8 @@ enum Answer {
     RefuseAfterKick,
     /// Says no and leaves the older connection alone.
     Refuse,
+    /// Says nothing.
+    Mute,
 }
 
 /// A hub with one device.
@@ -80,6 +82,10 @@ impl Hub {
         let Ok(Packet::Connect(_)) = wire.next().await else { return };
         self.attempts.lock().unwrap().push(Instant::now());
         let answer = *self.answer.lock().unwrap();
+        if answer == Answer::Mute {
+            let _ = wire.next().await;
+            return;
+        }
         if answer != Answer::Refuse {
             self.cut();
             // Long enough for the agent to see the old connection's end before the answer.
@@ -318,5 +324,37 @@ async fn an_unreachable_hub_is_tried_for_ever_and_found_again() {
     let began = Instant::now();
     agent.until("the way back", is_connected).await;
     assert!(began.elapsed() <= Duration::from_secs(5 * 60 + 1), "{:?}", began.elapsed());
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hub_that_is_silent_to_a_takeover_does_not_keep_a_device_dark_that_lost_its_connection() {
+    let hub = Hub::new();
+    let agent = Agent::start(&hub, "[token]\nlifetime_secs = 100\n");
+    agent.until("a connection", is_connected).await;
+    *hub.answer.lock().unwrap() = Answer::Mute;
+    let attempts = hub.attempts.lock().unwrap().len();
+    agent.until("a takeover", |_| hub.attempts.lock().unwrap().len() > attempts).await;
+    *hub.answer.lock().unwrap() = Answer::AcceptAfterKick;
+    hub.cut();
+    let began = Instant::now();
+    agent.until("the way back", |status| counter(status, "lost") == 1 && is_connected(status)).await;
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn cuts_far_apart_are_each_answered_at_once_however_short_the_tokens_live() {
+    let hub = Hub::new();
+    let agent = Agent::start(&hub, "[token]\nlifetime_secs = 10\n");
+    for lost in 1..=12 {
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        agent.until("a connection", is_connected).await;
+        hub.cut();
+        let began = Instant::now();
+        agent.until("the loss", |status| counter(status, "lost") == lost).await;
+        agent.until("the way back", is_connected).await;
+        assert!(began.elapsed() < Duration::from_secs(2), "cut {lost}: {:?}", began.elapsed());
+    }
     agent.stop().await;
 }

@@ -161,16 +161,46 @@ fn two_damaged_files_are_an_error_that_says_what_to_do_and_quotes_no_key() {
 }
 
 #[test]
-fn a_file_of_a_newer_format_is_not_mistaken_for_damage() {
+fn a_file_of_a_newer_format_stops_the_agent_and_is_left_alone() {
     let (_root, path) = state_directory();
-    saved(&path, 1..=1);
-    let file = path.join("key-ring.a");
+    saved(&path, 1..=3);
+    let file = newest_file(&path);
     let text =
         std::fs::read_to_string(&file).unwrap().replacen("twinkey-key-ring 1 ", "twinkey-key-ring 2 ", 1);
-    std::fs::write(&file, text).unwrap();
-    let error = store::peek(&path).map(|_| ()).unwrap_err();
+    std::fs::write(&file, &text).unwrap();
+    let error = store::open(&path).unwrap().load().map(|_| ()).unwrap_err();
+    assert!(matches!(error, StoreError::Newer { .. }), "{error}");
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("newer agent"), "{source}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+}
+
+#[test]
+fn a_newest_file_that_the_disk_does_not_give_leaves_its_predecessor_in_use() {
+    let (_root, path) = state_directory();
+    saved(&path, 1..=3);
+    let file = newest_file(&path);
+    std::fs::remove_file(&file).unwrap();
+    // Reading a directory fails with EISDIR, as reading a bad block fails with EIO.
+    std::fs::create_dir(&file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(loaded_sequence(&path), 2);
+}
+
+#[test]
+fn a_temporary_file_left_over_with_other_permissions_does_not_pass_them_on() {
+    let (_root, path) = state_directory();
+    saved(&path, 1..=1);
+    let left_over = path.join("key-ring.new");
+    std::fs::write(&left_over, "x").unwrap();
+    std::fs::set_permissions(&left_over, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let mut store = store::open(&path).unwrap();
+    let key_ring = store.load().unwrap().unwrap().key_ring;
+    let mut ring = key_ring.ring;
+    ring.sequence = 2;
+    store.save(&key_ring, &ring).unwrap();
+    assert_eq!(loaded_sequence(&path), 2);
+    assert_eq!(path.join("key-ring.b").metadata().unwrap().permissions().mode() & 0o7777, 0o600);
 }
 
 #[test]

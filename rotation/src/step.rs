@@ -145,8 +145,9 @@ fn accepted(state: &mut State, key: KeyName, at: UnixSecs, pace: &Pace<'_>, effe
     let trial = |ring: &Ring| (ring.slot_on_trial(), candidate_on_trial(ring));
     let on_trial = trial(&state.ring);
     state.ring.promote(key, at);
-    // A connection that takes over from a settled one goes on being it.
-    state.is_settled &= state.live.is_some();
+    // A connection that takes over goes on being what the earlier one was: settled, or on its way there.
+    let takes_over = state.live.is_some();
+    state.is_settled &= takes_over;
     state.live = Some(key);
     state.is_renewal_due = false;
     state.pacing.is_waiting = false;
@@ -162,7 +163,7 @@ fn accepted(state: &mut State, key: KeyName, at: UnixSecs, pace: &Pace<'_>, effe
     }
     if state.is_settled {
         state.pacing.failures = 0;
-    } else {
+    } else if !takes_over {
         effects.arm(Timer::Settled, pace.policy.settled_after_ms);
     }
     effects.arm(Timer::Renewal, pace.renewal_ms());

@@ -19,12 +19,17 @@ const QUIET_MAX: Duration = Duration::from_secs(1);
 /// How long messages are held back while CONNECT has no answer; a slow hub must not stop the telemetry.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 
+/// How long an answer to CONNECT is waited for once the connection that stood is gone.
+const HURRY: Duration = Duration::from_secs(5);
+
 /// An attempt that is under way.
 pub(super) struct Attempt {
     /// The key that is tried.
     pub(super) key: KeyName,
     step: Step,
     held_until: Option<Instant>,
+    /// An answer that comes later is not waited for.
+    answer_until: Option<Instant>,
 }
 
 enum Step {
@@ -56,7 +61,7 @@ pub(super) struct Finished {
 
 impl Attempt {
     pub(super) fn begin(key: KeyName, dialling: Dialling) -> Self {
-        Self { key, step: Step::Opening(dialling), held_until: None }
+        Self { key, step: Step::Opening(dialling), held_until: None, answer_until: None }
     }
 
     /// The next thing that happens to it; cancel-safe.
@@ -75,7 +80,13 @@ impl Attempt {
                     None => std::future::pending().await,
                 }
             }
-            Step::Connecting(connecting) => Progress::Finished(connecting.await),
+            Step::Connecting(connecting) => {
+                let Some(until) = self.answer_until else { return Progress::Finished(connecting.await) };
+                let late = DialError::Timeout { stage: Stage::Connect, after: HURRY };
+                Progress::Finished(
+                    tokio::time::timeout_at(until, connecting).await.unwrap_or(Err(late.into())),
+                )
+            }
         }
     }
 
@@ -106,6 +117,11 @@ impl Attempt {
     /// Whether the hub has been asked and has not answered yet.
     pub(super) fn is_at_connect(&self) -> bool {
         matches!(self.step, Step::Connecting(_))
+    }
+
+    /// The connection that stood is gone: if this hub is silent to this key, another one must have its turn soon.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.answer_until = Some(now + HURRY);
     }
 
     /// Whether messages wait for the outcome.

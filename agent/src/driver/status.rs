@@ -1,5 +1,7 @@
 //! What the agent says of itself to programs on this machine.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use twinkey_rotation::KeyName;
 
@@ -16,8 +18,10 @@ pub(super) struct Counters {
     pub(super) takeovers: u64,
     pub(super) failed_writes: u64,
     pub(super) is_disk_failing: bool,
-    /// What was logged last, so that it is logged once.
-    pub(super) trouble: Option<(KeyName, String)>,
+    /// What keeps each key from being connected, as it was logged last.
+    pub(super) troubles: BTreeMap<KeyName, String>,
+    /// What is wrong with the offer that stands, as it was logged last.
+    pub(super) complaint: Option<String>,
 }
 
 impl<F: Files + Send + 'static> Driver<F> {
@@ -37,7 +41,7 @@ impl<F: Files + Send + 'static> Driver<F> {
                 "key": self.state.live.map(|key| key.to_string()),
                 "tokenExpiry": self.live.as_ref().map(|live| text_of(live.expiry.unix_secs())),
                 "trying": self.attempt.as_ref().map(|attempt| attempt.key.to_string()),
-                "trouble": self.counters.trouble.as_ref().map(|(key, what)| json!({"key": key.to_string(), "what": what})),
+                "troubles": self.counters.troubles.iter().map(|(key, what)| json!({"key": key.to_string(), "what": what})).collect::<Vec<_>>(),
             },
             "keyRenewal": self.report_document(),
             "messages": {"waiting": self.outbox.waiting_count(), "unacknowledged": self.outbox.in_flight_count()},

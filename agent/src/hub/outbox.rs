@@ -2,6 +2,7 @@
 //! They outlive connections: what one connection sent without an answer, the next one sends again (MQTT 3.1.1 §4.4).
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::mqttbytes::QoS;
@@ -13,6 +14,11 @@ use crate::clock::Instant;
 
 /// Messages that may be on their way at once. The SDKs use 10 to 100; more helps only where a round trip takes seconds.
 const IN_FLIGHT_MAX: usize = 100;
+/// Messages that may be on their way at once, in bytes; a larger one travels alone. On the slowest link that is kept
+/// (see [`LINK_RATE_MIN`]) these take about four minutes, and so long a dead link may go unnoticed.
+const IN_FLIGHT_LEN_MAX: usize = 256 * 1024;
+/// The slowest link on which messages still get through, in bytes a second: GPRS with a poor signal.
+const LINK_RATE_MIN: u32 = 1_000;
 /// Messages that may wait, in number.
 const QUEUE_MAX: usize = 10_000;
 /// Messages that may wait, in bytes of topic and payload: a gateway has little memory to spare.
@@ -62,7 +68,7 @@ pub struct Full;
 impl Outbox {
     /// Takes a message over.
     pub fn push(&mut self, message: Message) -> Result<(), Full> {
-        let len = message.topic.len() + message.payload.len();
+        let len = message.len();
         if self.waiting.len() >= QUEUE_MAX || self.waiting_len + len > QUEUE_LEN_MAX {
             return Err(Full);
         }
@@ -91,11 +97,16 @@ impl Outbox {
             wire.queue(&entry.packet())?;
             entry.sent_at = Some(now);
         }
+        let mut in_flight_len = self.in_flight_len();
         while self.in_flight.len() < IN_FLIGHT_MAX && wire.backlog_len() <= BACKLOG_LEN_MAX {
-            let Some(message) = self.waiting.pop_front() else {
+            let fits =
+                |message: &Message| in_flight_len == 0 || in_flight_len + message.len() <= IN_FLIGHT_LEN_MAX;
+            if !self.waiting.front().is_some_and(fits) {
                 break;
-            };
-            self.waiting_len = self.waiting_len.saturating_sub(message.topic.len() + message.payload.len());
+            }
+            let Some(message) = self.waiting.pop_front() else { break };
+            in_flight_len += message.len();
+            self.waiting_len = self.waiting_len.saturating_sub(message.len());
             let mut entry =
                 InFlight { packet_id: self.next_packet_id(), message, sent_at: None, is_duplicate: false };
             let queued = wire.queue(&entry.packet());
@@ -113,6 +124,15 @@ impl Outbox {
             // Whoever handed it over may have gone away meanwhile.
             let _ = entry.message.acknowledged.send(());
         }
+    }
+
+    /// How much longer than an empty link's an answer may take, while these messages are on their way before it.
+    pub fn transfer_time(&self) -> Duration {
+        Duration::from_secs(self.in_flight_len() as u64) / LINK_RATE_MIN
+    }
+
+    fn in_flight_len(&self) -> usize {
+        self.in_flight.iter().map(|entry| entry.message.len()).sum()
     }
 
     /// Messages without an answer.
@@ -139,6 +159,12 @@ impl Outbox {
                 return self.last_packet_id;
             }
         }
+    }
+}
+
+impl Message {
+    fn len(&self) -> usize {
+        self.topic.len() + self.payload.len()
     }
 }
 

@@ -128,6 +128,8 @@ pub struct Session {
     report_request: Option<Request>,
     reported: Option<Value>,
     put_off: PutOff,
+    /// How much longer an answer may take because of the messages on their way before it.
+    transfer_time: Duration,
 }
 
 #[derive(Debug)]
@@ -212,6 +214,7 @@ impl Session {
             report_request: None,
             reported: None,
             put_off: PutOff::default(),
+            transfer_time: Duration::ZERO,
         })
     }
 
@@ -332,9 +335,13 @@ impl Session {
         report: Option<&Value>,
         now: Instant,
     ) -> Result<(), SessionError> {
+        if let Some(outbox) = &outbox {
+            self.transfer_time = outbox.transfer_time();
+        }
+        let patience = self.timing.answer + self.transfer_time;
         for (what, sent_at) in self.debts(outbox.as_deref()) {
-            if now.saturating_duration_since(sent_at) >= self.timing.answer {
-                return Err(SessionError::Silent { what, after: self.timing.answer });
+            if now.saturating_duration_since(sent_at) >= patience {
+                return Err(SessionError::Silent { what, after: patience });
             }
         }
         if self.ping_sent_at.is_none() && now >= self.ping_due_at() {
@@ -379,7 +386,8 @@ impl Session {
 
     /// When [`pursue`](Self::pursue) has something to do at the latest.
     pub fn deadline(&self, outbox: Option<&Outbox>) -> Instant {
-        let debts = self.debts(outbox).map(|(_, sent_at)| sent_at + self.timing.answer);
+        let transfer_time = outbox.map_or(self.transfer_time, Outbox::transfer_time);
+        let debts = self.debts(outbox).map(|(_, sent_at)| sent_at + self.timing.answer + transfer_time);
         let ping = self.ping_sent_at.is_none().then(|| self.ping_due_at());
         debts.chain(ping).chain(self.put_off.until).min().unwrap_or(self.last_in + self.timing.keep_alive)
     }

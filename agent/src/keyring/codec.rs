@@ -37,6 +37,12 @@ pub enum DamagedKeyRing {
     /// Zero bytes, as a power cut leaves behind where a file was never synced.
     #[error("it is empty")]
     Empty,
+    /// The disk does not give it.
+    #[error("it can't be read: {problem}")]
+    Unreadable {
+        /// What the operating system says.
+        problem: String,
+    },
     /// The first line is not ours.
     #[error("it does not begin with `{MAGIC}`")]
     NotAKeyRing,

@@ -15,8 +15,6 @@ use crate::keyring::FILE_LEN_MAX;
 const DIRECTORY_MODE: u32 = 0o700;
 /// Permission bits of its files.
 const FILE_MODE: u32 = 0o600;
-/// The file whose lock says that an agent is running.
-const LOCK: &str = "lock";
 
 /// File operations in one directory. Nothing is durable before the matching sync has succeeded.
 pub trait Files {
@@ -38,7 +36,7 @@ pub trait Files {
 #[derive(Debug)]
 pub struct DiskFiles {
     directory: PathBuf,
-    /// Holds the lock for as long as it is open.
+    /// The directory itself, whose lock says that an agent is running; held for as long as it is open.
     _lock: Option<File>,
 }
 
@@ -58,18 +56,12 @@ impl DiskFiles {
                 .map_err(failed("create", directory))?;
         }
         check_directory(directory)?;
-        let lock_path = directory.join(LOCK);
-        let lock = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(FILE_MODE)
-            .open(&lock_path)
-            .map_err(failed("open", &lock_path))?;
+        // The directory and no file in it: a card that has gone read-only must not keep the agent from its keys.
+        let lock = File::open(directory).map_err(failed("open", directory))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self { directory: directory.to_owned(), _lock: Some(lock) }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse { path: directory.to_owned() }),
-            Err(errno) => Err(failed("lock", &lock_path)(errno.into())),
+            Err(errno) => Err(failed("lock", directory)(errno.into())),
         }
     }
 
@@ -104,9 +96,13 @@ impl Files for DiskFiles {
     }
 
     fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let mut options = OpenOptions::new();
-        let mut file =
-            options.write(true).create(true).truncate(true).mode(FILE_MODE).open(self.path(name))?;
+        let path = self.path(name);
+        // One that is left over may have been given other permissions.
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
         file.write_all(bytes)
     }
 

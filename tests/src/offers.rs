@@ -1,0 +1,36 @@
+//! Offers as an operator would write them by hand: in plain form.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use twinkey_contract::RotationId;
+
+/// A new rotation's name.
+pub fn rotation_id() -> String {
+    RotationId::generate(0).unwrap().to_string()
+}
+
+/// A key that no hub has made and no registry has.
+pub fn stray_key() -> String {
+    STANDARD.encode(random_bytes())
+}
+
+/// 32 random bytes.
+pub fn random_bytes() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).unwrap();
+    bytes
+}
+
+/// The desired properties that offer `key` for `slot`, and nothing else.
+pub fn plain(rotation: &str, slot: &str, key: &str) -> Value {
+    let offered = json!({"key": key, "sealed": null});
+    let (primary, secondary) =
+        if slot == "primary" { (offered, Value::Null) } else { (Value::Null, offered) };
+    json!({"keyRenewal": {"rotation": rotation, "primary": primary, "secondary": secondary}})
+}
+
+/// The desired properties that take every offer away.
+pub fn none() -> Value {
+    json!({"keyRenewal": null})
+}
