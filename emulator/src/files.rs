@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::EmulatorError;
 
-pub(crate) fn create_dir(dir: &Path) -> Result<(), EmulatorError> {
-    fs::create_dir_all(dir).map_err(|source| at(dir, source))
+/// Makes the directory if it is missing, and returns its absolute path: what `hub.json` names has to be found from
+/// everywhere.
+pub(crate) fn create_dir(dir: &Path) -> Result<PathBuf, EmulatorError> {
+    fs::create_dir_all(dir).and_then(|()| fs::canonicalize(dir)).map_err(|source| at(dir, source))
 }
 
 /// Reads a file kept from an earlier start; `None` if there is none.

@@ -84,8 +84,7 @@ use tls::Authority;
 /// An option makes no sense, the data directory can't be used, or an address can't be listened on.
 pub async fn start(options: Options) -> Result<Emulator, EmulatorError> {
     options.check()?;
-    let dir = options.data_dir.clone();
-    files::create_dir(&dir)?;
+    let dir = files::create_dir(&options.data_dir)?;
     let ready_file = dir.join("hub.json");
     // One left by an earlier run would tell callers of ports that nobody listens on.
     files::remove(&ready_file)?;
@@ -163,7 +162,7 @@ pub struct Ready {
     pub mqtts: String,
     /// Address of HTTPS, `127.0.0.1:PORT`.
     pub https: String,
-    /// The certificate that clients have to trust, PEM.
+    /// The certificate that clients have to trust, PEM; an absolute path.
     pub ca_file: PathBuf,
     /// Connection string of the policy that may do everything.
     pub service_connection_string: String,

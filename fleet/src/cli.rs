@@ -94,12 +94,13 @@ Examples:
     ConnectionString(ConnectionStringArgs),
     /// Renew a key of devices, hand it to them, and wait until they have proved that they live on it.
     #[command(after_help = "\
-For each device: read identity and twin, make sure that the device does not use the slot, have the hub make a new
-key there, seal it for the agent and offer it in the twin, wait for the agent's proof, erase the offer. It is safe to
+For each device: read identity and twin, make sure that the device does not use the slot, put a new key
+there, seal it for the agent and offer it in the twin, wait for the agent's proof, erase the offer. It is safe to
 stop at any point and to run the same command again: an unfinished renewal is finished, not begun anew.
 What could cut a device off (the slot in use, both slots, a device that does not answer) is refused with exit code 3.
 
-The hub's own regeneration knows no etag. With --etag the new key is made here and written with If-Match.
+New keys are made here, of this computer's random numbers, and written under the etag that was read before: the hub's
+own regeneration knows no etag, so that two renewals at once could destroy the key that a device has just moved to.
 
 Examples:
   twinkey device-identity renew-key -d pump-7 --key-type secondary --login hub.txt
@@ -252,7 +253,8 @@ pub(crate) struct RenewKeyArgs {
     /// Do not ask.
     #[arg(long, short)]
     pub(crate) yes: bool,
-    /// Renew in the registry only; a later run without this flag delivers the key.
+    /// Renew in the registry only. A later run without this flag delivers the key, or makes another one first if the
+    /// agent has not reported both of its keys.
     #[arg(long)]
     pub(crate) no_deliver: bool,
     /// Go on with these devices although they may go dark.

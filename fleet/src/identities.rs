@@ -29,7 +29,7 @@ pub(crate) async fn list(args: &ListArgs, format: Format) -> Result<Exit, Failur
     let devices = log_in(&args.hub)?.devices(args.top).await?;
     match format {
         Format::Json => output::json(&devices.iter().map(without_keys).collect::<Vec<_>>())?,
-        Format::Table => print_table(&devices),
+        Format::Table => print_table(&devices)?,
     }
     if devices.len() >= usize::from(args.top) {
         output::note(&format!("the first {} devices; there may be more", devices.len()));
@@ -45,7 +45,7 @@ pub(crate) async fn delete(args: &DeleteArgs, format: Format) -> Result<Exit, Fa
     }
     hub.delete_device(id, args.etag.as_deref()).await?;
     match format {
-        Format::Table => output::line(&format!("deleted {id}")),
+        Format::Table => output::line(&format!("deleted {id}"))?,
         Format::Json => output::json(&json!({"deviceId": id, "deleted": true}))?,
     }
     Ok(Exit::Done)
@@ -66,12 +66,12 @@ pub(crate) async fn connection_string(args: &ConnectionStringArgs, format: Forma
     if let Some(path) = &args.destination.out {
         secrets::write_new_file(path, &format!("{}\n", text.as_str()))?;
         match format {
-            Format::Table => output::line(&format!("written to {}", path.display())),
+            Format::Table => output::line(&format!("written to {}", path.display()))?,
             Format::Json => output::json(&json!({"deviceId": id, "file": path}))?,
         }
     } else {
         match format {
-            Format::Table => output::line(&text),
+            Format::Table => output::line(&text)?,
             Format::Json => output::json(&json!({"connectionString": text.as_str()}))?,
         }
     }
@@ -81,12 +81,12 @@ pub(crate) async fn connection_string(args: &ConnectionStringArgs, format: Forma
 fn print_one(device: &Device, format: Format) -> Result<Exit, Failure> {
     match format {
         Format::Json => output::json(&without_keys(device))?,
-        Format::Table => print_table(std::slice::from_ref(device)),
+        Format::Table => print_table(std::slice::from_ref(device))?,
     }
     Ok(Exit::Done)
 }
 
-fn print_table(devices: &[Device]) {
+fn print_table(devices: &[Device]) -> Result<(), Failure> {
     let mut table =
         Table::new(&["DEVICE", "STATUS", "CONNECTION", "AUTHENTICATION", "PRIMARY", "SECONDARY", "ETAG"]);
     for device in devices {
@@ -102,7 +102,7 @@ fn print_table(devices: &[Device]) {
             dash(device.etag.as_deref()),
         ]);
     }
-    output::table(&table);
+    output::table(&table)
 }
 
 /// The identity as the hub shows it, with fingerprints in place of keys.

@@ -56,13 +56,13 @@ impl Table {
 }
 
 /// One line on stdout.
-pub(crate) fn line(text: &str) {
-    write_all(io::stdout().lock(), &format!("{text}\n"));
+pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    print(&format!("{text}\n"))
 }
 
 /// One line on stderr: progress or guidance.
 pub(crate) fn note(text: &str) {
-    write_all(io::stderr().lock(), &format!("{text}\n"));
+    mention(&format!("{text}\n"));
 }
 
 /// One warning on stderr.
@@ -72,27 +72,25 @@ pub(crate) fn warn(text: &str) {
 
 /// A question on stderr, without a line end.
 pub(crate) fn ask(question: &str) {
-    write_all(io::stderr().lock(), &format!("{question} "));
+    mention(&format!("{question} "));
 }
 
 /// A table on stdout.
-pub(crate) fn table(table: &Table) {
-    write_all(io::stdout().lock(), &table.render(is_coloured(&io::stdout())));
+pub(crate) fn table(table: &Table) -> Result<(), Failure> {
+    print(&table.render(is_coloured(&io::stdout())))
 }
 
 /// One JSON value on stdout, in several lines.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text =
         serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
-    line(&text);
-    Ok(())
+    line(&text)
 }
 
 /// One JSON value on stdout, in one line.
 pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
-    line(&text);
-    Ok(())
+    line(&text)
 }
 
 /// What happened, then what to do.
@@ -113,9 +111,21 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-fn write_all(mut stream: impl Write, text: &str) {
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("write to stdout: {error}"))
+                .next("the result is incomplete there: make room, or send it elsewhere"))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn mention(text: &str) {
+    let mut stderr = io::stderr().lock();
     // Nothing can be said when the stream that says things is gone.
-    let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.flush());
+    let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::HubArgs;
 use crate::failure::{Failure, chain};
-use crate::hub::Hub;
+use crate::hub::{CaFile, Hub};
 use crate::output;
 
 /// The variable that az's users have.
@@ -23,7 +23,7 @@ const SECRET_LEN_MAX: u64 = 8 * 1024;
 /// The hub that flags or environment name.
 pub(crate) fn log_in(args: &HubArgs) -> Result<Hub, Failure> {
     let (source, text) = match &args.login {
-        Some(path) => (format!("--login {}", path.display()), read_file(path)?),
+        Some(path) => (format!("--login {}", path.display()), read_file("--login", path)?),
         None => match std::env::var(LOGIN_VARIABLE) {
             Ok(text) => (LOGIN_VARIABLE.to_owned(), Zeroizing::new(text)),
             Err(std::env::VarError::NotPresent) => {
@@ -41,13 +41,19 @@ pub(crate) fn log_in(args: &HubArgs) -> Result<Hub, Failure> {
         Failure::usage(format!("{source}: {}", chain(&e)))
             .next("it holds HostName=…;SharedAccessKeyName=…;SharedAccessKey=… of a hub's policy, such as iothubowner")
     })?;
-    Hub::new(&service, args.ca_file.as_deref().or(ca_file.as_deref()))
+    // Paths in a file are meant from where the file is.
+    let beside = args.login.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+    let of_login = ca_file.map(|path| beside.join(path));
+    let named_by = format!("caFile of {source}:");
+    let of_login = of_login.as_deref().map(|path| CaFile { path, named_by: &named_by });
+    let of_flag = args.ca_file.as_deref().map(|path| CaFile { path, named_by: "--ca-file" });
+    Hub::new(&service, of_flag.or(of_login))
 }
 
 /// The key in a file, or on stdin for `-`.
 pub(crate) fn read_key(path: &Path) -> Result<Key, Failure> {
     let is_stdin = path == Path::new("-");
-    let text = if is_stdin { read_stdin("key")? } else { read_file(path)? };
+    let text = if is_stdin { read_stdin("key")? } else { read_file("--key-file", path)? };
     Key::from_base64(text.trim()).map_err(|e| {
         Failure::usage(format!("--key-file {}: {e}", path.display()))
             .next("give the key alone, in base64, as the hub shows it")
@@ -99,11 +105,33 @@ impl Login {
     }
 }
 
-fn read_file(path: &Path) -> Result<Zeroizing<String>, Failure> {
+/// Reads the file that `flag` names.
+fn read_file(flag: &str, path: &Path) -> Result<Zeroizing<String>, Failure> {
+    if is_like_secret(path) && !path.exists() {
+        return Err(Failure::usage(format!(
+            "{flag} takes the name of a file, and there is no such file; what was given looks like a secret and is not \
+             repeated here"
+        ))
+        .next(
+            "write the secret to a file that only you can read (umask 077 or chmod 600) and give the file's name; if it \
+             was one, shell history and process list have seen it: renew that key",
+        ));
+    }
     let fail = |e: io::Error| Failure::usage(format!("read {}: {e}", path.display()));
     let file = File::open(path).map_err(fail)?;
     warn_if_exposed(path, &file.metadata().map_err(fail)?);
     read_bounded(file, &path.display().to_string())
+}
+
+/// Whether somebody has given a connection string, a token or a key in place of a file's name.
+fn is_like_secret(path: &Path) -> bool {
+    /// Shortest key that a hub takes, 16 bytes, in base64 without padding.
+    const KEY_CHARS_MIN: usize = 22;
+    let text = path.as_os_str().to_string_lossy();
+    let is_base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
+    text.contains('=')
+        || text.to_ascii_lowercase().contains("sharedaccess")
+        || (text.len() >= KEY_CHARS_MIN && text.chars().all(is_base64))
 }
 
 fn read_bounded(source: impl Read, what: &str) -> Result<Zeroizing<String>, Failure> {

@@ -29,7 +29,7 @@ pub(crate) fn generate(args: &GenerateSasTokenArgs, format: Format) -> Result<Ex
     let token =
         signed.map_err(|e| Failure::usage(e.to_string()).next("shorten --policy-name or --resource"))?;
     match format {
-        Format::Table => output::line(token.expose()),
+        Format::Table => output::line(token.expose())?,
         Format::Json => output::json(&json!({"sas": token.expose(), "expiry": expiry.unix_secs()}))?,
     }
     Ok(Exit::Done)
@@ -46,9 +46,9 @@ pub(crate) fn verify(args: &VerifySasTokenArgs, format: Format) -> Result<Exit, 
     let verdict = verifier.verify(token.trim(), &args.resource, now);
     match (format, verdict) {
         (Format::Table, Ok(verified)) => {
-            output::line(&format!("valid: expires at {}", verified.expiry.unix_secs()))
+            output::line(&format!("valid: expires at {}", verified.expiry.unix_secs()))?
         }
-        (Format::Table, Err(error)) => output::line(&format!("not valid: {error}")),
+        (Format::Table, Err(error)) => output::line(&format!("not valid: {error}"))?,
         (Format::Json, Ok(verified)) => {
             output::json(&json!({"valid": true, "expiry": verified.expiry.unix_secs()}))?
         }

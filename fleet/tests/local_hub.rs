@@ -345,3 +345,98 @@ async fn emulate_prints_one_json_line_first_and_ends_on_a_signal() {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_in_place_of_a_file_name_is_not_repeated() {
+    let secret = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ=";
+    let login = format!("HostName=h;SharedAccessKeyName=service;SharedAccessKey={secret}");
+    let unpadded = secret.trim_end_matches('=');
+    let sas = ["generate-sas-token", "--resource", "r", "--key-file"];
+    let list = ["device-identity", "list", "--login"];
+    for (command, value) in [(&list[..], login.as_str()), (&sas[..], secret), (&sas[..], unpadded)] {
+        let refused = output(twinkey(&[command, &[value]].concat())).await;
+        let stderr = text(&refused.stderr);
+        assert_eq!(exit(&refused), 2, "{stderr}");
+        assert!(!stderr.contains(unpadded) && stderr.contains("chmod 600"), "{stderr}");
+    }
+    let plain = output(twinkey(&[&list[..], &["no-such-file.txt"]].concat())).await;
+    assert!(text(&plain.stderr).contains("no-such-file.txt"), "{}", text(&plain.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hub_json_works_from_everywhere_and_is_blamed_for_its_own_ca_file() {
+    let world = World::start().await;
+    let path = world.path("hub/hub.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["caFile"] = "ca.pem".into();
+    let relative = world.write("hub/relative.json", &json.to_string(), 0o600);
+    let listed = output_of_list(&relative).await;
+    assert_eq!(exit(&listed), 0, "{}", text(&listed.stderr));
+    json["caFile"] = "gone.pem".into();
+    let gone = output_of_list(&world.write("hub/gone.json", &json.to_string(), 0o600)).await;
+    let stderr = text(&gone.stderr);
+    assert_eq!(exit(&gone), 2, "{stderr}");
+    assert!(stderr.contains("caFile of --login") && !stderr.contains("error: --ca-file"), "{stderr}");
+    world.hub.shutdown().await;
+}
+
+async fn output_of_list(login: &Path) -> Output {
+    let mut command = twinkey(&["device-identity", "list", "--login"]);
+    command.arg(login);
+    output(command).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_can_not_be_written_is_a_failure_but_a_closed_pipe_is_none() {
+    let world = World::start().await;
+    let key = world.write("key", "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTEyMzQ=", 0o600);
+    let commands: [&[&str]; 3] = [
+        &["generate-sas-token", "--resource", "r", "--key-file", key.to_str().unwrap()],
+        &["device-identity", "list", "--login", "hub/hub.json", "--output", "json"],
+        &["device-identity", "list", "--login", "hub/hub.json"],
+    ];
+    for args in commands {
+        let mut full = twinkey(args);
+        full.current_dir(world.dir.path()).stderr(Stdio::piped());
+        full.stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let child = full.spawn().unwrap();
+        let full = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+        assert_eq!(exit(&full), 1, "{args:?}");
+        assert!(text(&full.stderr).contains("stdout"), "{}", text(&full.stderr));
+
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut closed = twinkey(args);
+        closed.current_dir(world.dir.path()).stdout(writer).stderr(Stdio::piped());
+        let child = closed.spawn().unwrap();
+        drop(closed);
+        let closed = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+        assert_eq!((exit(&closed), text(&closed.stderr).as_str()), (0, ""), "{args:?}");
+    }
+    world.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_in_a_file_hold_no_escapes_and_a_relative_data_dir_is_named_absolutely() {
+    use std::io::{BufRead, BufReader};
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let mut child = twinkey(&["emulate", "--data-dir", "hub"])
+        .current_dir(dir.path())
+        .env("RUST_LOG", "debug")
+        .env("NO_COLOR", "")
+        .stdout(Stdio::piped())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    let ca_file = PathBuf::from(ready["caFile"].as_str().unwrap());
+    assert!(ca_file.is_absolute() && ca_file.is_file(), "{line}");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("the hub listens") && !log.contains('\x1b'), "{log}");
+}

@@ -5,14 +5,15 @@ mod scripted_hub;
 
 use std::process::Output;
 
-use scripted_hub::{Canned, Device, LOGIN_KEY, Manner, ScriptedHub, base64, key};
+use scripted_hub::{Canned, Device, LOGIN_KEY, Manner, ScriptedHub, State, base64, key};
 use serde_json::Value;
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::report::Status;
 use twinkey_contract::{Fingerprint, KeySlot, RotationId};
 use twinkey_sas::identifiable::{Mark, Purpose, inspect};
 
-const REGENERATE: &str = "POST /devices/keys/regenerate";
+/// The one way to change keys in the registry.
+const CHANGE: &str = "PUT /devices/d1";
 
 /// Runs renew-key on d1 with these flags, and checks what must hold for every run: no key in sight.
 fn renew(hub: &ScriptedHub, flags: &[&str]) -> (Output, Value, String) {
@@ -53,7 +54,7 @@ fn a_new_key_is_sealed_offered_proved_and_its_offer_erased() {
     assert_eq!(row["fingerprints"]["after"]["secondary"].as_str(), Some(registry.as_str()));
     assert_eq!(row["fingerprints"]["before"]["primary"], row["fingerprints"]["after"]["primary"]);
     assert!(row["rotation"].as_str().unwrap().parse::<RotationId>().is_ok());
-    assert_eq!(hub.count(REGENERATE), 1);
+    assert_eq!(hub.count(CHANGE), 1);
     hub.device("d1", |d| {
         assert!(d.offer().is_none(), "the offer is erased");
         assert_eq!(d.agent().active, KeySlot::Secondary);
@@ -132,7 +133,7 @@ fn a_second_run_finishes_what_a_silent_device_left_open_without_another_key() {
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
     assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
-    assert_eq!(hub.count(REGENERATE), 1, "no second key");
+    assert_eq!(hub.count(CHANGE), 1, "no second key");
     assert_eq!(hub.device("d1", |d| base64(&d.keys[&KeySlot::Secondary])), made);
 }
 
@@ -149,57 +150,217 @@ fn a_run_that_died_before_erasing_is_settled_by_the_next() {
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
     assert_eq!(json[0]["outcome"].as_str(), Some("settled"));
-    assert_eq!(hub.count(REGENERATE), 0);
+    assert_eq!(hub.count(CHANGE), 0);
     assert!(hub.device("d1", |d| d.offer().is_none()));
 }
 
 #[test]
-fn a_lost_answer_to_the_regeneration_costs_no_second_key() {
-    for canned in [Canned::CutAfterwards, Canned::Status(400), Canned::Status(207), Canned::Status(500)] {
+fn a_lost_answer_to_the_change_costs_no_second_key() {
+    for canned in [Canned::CutAfterwards, Canned::Status(500)] {
         let hub = ScriptedHub::start([("d1", Device::with_agent())]);
-        hub.answer_first(REGENERATE, canned);
+        hub.answer_first(CHANGE, canned);
         let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
         assert_eq!(exit(&output), 0, "{stderr}");
         assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
-        assert_eq!(hub.count(REGENERATE), 1);
+        assert_eq!(hub.count(CHANGE), 1);
     }
 }
 
 #[test]
 fn a_throttled_call_is_repeated_after_the_time_that_the_hub_names() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
-    hub.answer_first(REGENERATE, Canned::Instead(429, "retry-after: 1\r\n", ""));
+    hub.answer_first(CHANGE, Canned::Instead(429, "retry-after: 1\r\n", ""));
     hub.answer_first("GET /devices/d1", Canned::Instead(503, "", ""));
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
     assert!(json[0]["seconds"].as_f64().unwrap() >= 1.0);
-    assert_eq!(hub.count(REGENERATE), 2);
+    assert_eq!(hub.count(CHANGE), 2);
 }
 
 #[test]
-fn a_refused_regeneration_fails_with_the_hubs_reason_and_offers_nothing() {
+fn a_refused_change_fails_with_the_hubs_reason_and_offers_nothing() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
-    let body = r#"{"policyKey":"secondaryKey","rotatedKeys":[],"errors":[{"id":"d1","errorCode":"InvalidPolicyKey"}]}"#;
-    hub.answer_first(REGENERATE, Canned::Instead(400, "", body));
+    let body = r#"{"Message":"ErrorCode:InvalidKey;no"}"#;
+    hub.answer_first(CHANGE, Canned::Instead(400, "", body));
     let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 1);
-    assert!(stderr.contains("InvalidPolicyKey"), "{stderr}");
+    assert!(stderr.contains("InvalidKey"), "{stderr}");
     assert_eq!(hub.count("PATCH"), 0);
 }
 
+/// What a swap by somebody else leaves behind: the key in use changes its slot.
+fn swap(state: &mut State) {
+    let device = state.devices.get_mut("d1").unwrap();
+    device.keys = [(KeySlot::Primary, key(2)), (KeySlot::Secondary, key(1))].into();
+    device.etag += 1000;
+}
+
+fn touch(state: &mut State) {
+    state.devices.get_mut("d1").unwrap().etag += 1000;
+}
+
 #[test]
-fn somebody_elses_renewal_at_the_same_time_is_noticed() {
+fn a_swap_between_plan_and_change_does_not_cost_the_key_in_use() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first(CHANGE, Canned::Meanwhile(swap));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 3, "{stderr}");
+    assert_eq!(json[0]["reason"].as_str(), Some("slot-in-use"), "it looked again: {stderr}");
+    hub.device("d1", |d| assert_eq!(base64(&d.keys[&KeySlot::Secondary]), base64(&key(1)), "it lives on it"));
+    assert_eq!(hub.count("PATCH"), 0);
+}
+
+/// While a throttled change waits, the device moves to the slot that it was to replace: no etag of the identity shows it.
+#[test]
+fn a_throttled_change_is_planned_anew() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first(CHANGE, Canned::Instead(429, "retry-after: 1\r\n", ""));
     hub.answer_first(
-        REGENERATE,
-        Canned::Meanwhile(|state| {
-            state.devices.get_mut("d1").unwrap().keys.insert(KeySlot::Primary, key(50));
-        }),
+        "GET /devices/d1",
+        Canned::Meanwhile(|state| state.devices.get_mut("d1").unwrap().agent().active = KeySlot::Secondary),
     );
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 3, "{stderr}");
+    assert_eq!(json[0]["reason"].as_str(), Some("slot-in-use"));
+    hub.device("d1", |d| assert_eq!(base64(&d.keys[&KeySlot::Secondary]), base64(&key(2)), "it lives on it"));
+}
+
+#[test]
+fn a_change_that_does_not_concern_the_key_costs_one_more_look() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first(CHANGE, Canned::Meanwhile(touch));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!(hub.count(CHANGE), 2);
+}
+
+#[test]
+fn an_identity_that_changes_all_the_time_is_given_up_with_a_reason() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    for _ in 0..4 {
+        hub.answer_first(CHANGE, Canned::Meanwhile(touch));
+    }
     let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 1);
     assert!(stderr.contains("somebody else"), "{stderr}");
-    assert_eq!(hub.count("PATCH"), 0, "a key of doubtful fate is not offered");
+    assert_eq!((hub.count(CHANGE), hub.count("PATCH")), (3, 0), "a key of doubtful fate is not offered");
+}
+
+#[test]
+fn with_an_etag_of_the_operator_there_is_no_second_plan() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first(CHANGE, Canned::Meanwhile(touch));
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--etag", "1"]);
+    assert_eq!(exit(&output), 1);
+    assert!(stderr.contains("another etag than the given one"), "{stderr}");
+    assert_eq!(hub.count(CHANGE), 1);
+}
+
+const OTHER_ROTATION: &str = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f";
+
+/// Somebody else offers the registry's secondary key too.
+fn offer_secondary_too(state: &mut State) {
+    let device = state.devices.get_mut("d1").unwrap();
+    let offered = OfferedKey::Plain(device.keys[&KeySlot::Secondary].clone());
+    let rotation = OTHER_ROTATION.parse().unwrap();
+    device.desired = Offer { rotation, primary: None, secondary: Some(offered) }.to_patch();
+    device.twin_etag += 1000;
+}
+
+/// The same, and the device has taken it, and the offer is erased.
+fn finish_secondary(state: &mut State) {
+    let device = state.devices.get_mut("d1").unwrap();
+    let key = device.keys[&KeySlot::Secondary].clone();
+    device.desired = serde_json::json!({});
+    let agent = device.agent();
+    agent.held.insert(KeySlot::Secondary, key);
+    agent.active = KeySlot::Secondary;
+    (agent.rotation, agent.status) = (Some(OTHER_ROTATION.parse().unwrap()), Status::Committed);
+}
+
+#[test]
+fn a_run_whose_offer_is_replaced_stops_at_once_as_superseded() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().manner = Manner::KeepsSilent);
+    hub.answer_first("PATCH", Canned::Status(200));
+    hub.answer_first("GET /twins/d1", Canned::Meanwhile(offer_secondary_too));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--timeout", "20s"]);
+    assert_eq!(exit(&output), 1, "{stderr}");
+    let row = &json[0];
+    assert_eq!((row["outcome"].as_str(), row["reason"].as_str()), (Some("superseded"), Some("superseded")));
+    assert!(stderr.contains(OTHER_ROTATION), "{stderr}");
+    assert!(hub.device("d1", |d| d.offer().is_some()), "the other run's offer stands");
+}
+
+#[test]
+fn a_run_whose_wish_another_run_fulfils_is_renewed() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().manner = Manner::KeepsSilent);
+    hub.answer_first("PATCH", Canned::Status(200));
+    hub.answer_first("GET /twins/d1", Canned::Meanwhile(finish_secondary));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--timeout", "20s"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    let row = &json[0];
+    assert_eq!((row["outcome"].as_str(), row["rotation"].as_str()), (Some("renewed"), Some(OTHER_ROTATION)));
+}
+
+#[test]
+fn a_device_whose_key_in_use_is_unknown_is_handed_the_other_key_as_it_is() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().held.insert(KeySlot::Primary, key(9)));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 3, "{stderr}");
+    assert_eq!(json[0]["reason"].as_str(), Some("last-key"));
+    assert!(stderr.contains("renew the primary key") && !stderr.contains("can't reconnect"), "{stderr}");
+    let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!(hub.count(CHANGE), 0);
+    hub.device("d1", |d| assert_eq!(base64(&d.agent().held[&KeySlot::Primary]), base64(&key(1))));
+}
+
+#[test]
+fn what_a_later_run_does_is_told_as_it_will_be() {
+    for (secondary, expected) in
+        [(Some(key(2)), "delivers the key"), (None, "changes the registry once more")]
+    {
+        let is_known = secondary.is_some();
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        hub.device("d1", |d| {
+            d.agent().held.remove(&KeySlot::Secondary);
+            d.agent().held.extend(secondary.map(|key| (KeySlot::Secondary, key)));
+        });
+        let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--no-deliver"]);
+        assert_eq!(exit(&output), 0, "{stderr}");
+        assert!(stderr.contains(expected), "{stderr}");
+        let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+        assert_eq!(exit(&output), 0, "{stderr}");
+        assert_eq!(hub.count(CHANGE), if is_known { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn the_table_names_the_key_that_the_device_moved_to_even_if_the_registry_did_not_change() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().held.insert(KeySlot::Secondary, key(8)));
+    let args = ["device-identity", "renew-key", "-d", "d1", "--key-type", "secondary", "--yes"];
+    let finished = hub.run(&args);
+    let moved_to = format!("→ {}", Fingerprint::of(&key(2)));
+    let stdout = String::from_utf8(finished.stdout).unwrap();
+    assert!(stdout.contains("renewed") && stdout.contains(&moved_to), "{stdout}");
+    hub.change(offer_secondary_too);
+    hub.change(finish_secondary_and_keep_offer);
+    let settled = hub.run(&args);
+    let stdout = String::from_utf8(settled.stdout).unwrap();
+    assert!(stdout.contains("settled") && stdout.contains(&moved_to), "{stdout}");
+}
+
+/// The device has taken the other run's offer, which died before erasing it.
+fn finish_secondary_and_keep_offer(state: &mut State) {
+    let desired = state.devices["d1"].desired.clone();
+    finish_secondary(state);
+    state.devices.get_mut("d1").unwrap().desired = desired;
 }
 
 #[test]
@@ -250,7 +411,7 @@ fn with_an_etag_the_key_is_made_here_and_written_under_it() {
     assert_eq!(hub.count("PUT"), 0);
     let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--etag", "1"]);
     assert_eq!(exit(&output), 0, "{stderr}");
-    assert_eq!((hub.count("PUT"), hub.count(REGENERATE)), (1, 0));
+    assert_eq!(hub.count(CHANGE), 1);
     let mark = hub.device("d1", |d| inspect(&d.keys[&KeySlot::Secondary]));
     assert_eq!(mark, Mark::Valid(Purpose::Device));
 }
@@ -261,11 +422,11 @@ fn without_delivery_the_registry_changes_and_the_twin_does_not() {
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--no-deliver"]);
     assert_eq!(exit(&output), 0, "{stderr}");
     assert_eq!(json[0]["outcome"].as_str(), Some("undelivered"));
-    assert_eq!((hub.count(REGENERATE), hub.count("PATCH")), (1, 0));
+    assert_eq!((hub.count(CHANGE), hub.count("PATCH")), (1, 0));
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
     assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
-    assert_eq!(hub.count(REGENERATE), 1, "the key of the first run is delivered");
+    assert_eq!(hub.count(CHANGE), 1, "the key of the first run is delivered");
 }
 
 #[test]
@@ -304,6 +465,7 @@ fn forced_onto_a_device_without_agent_nothing_is_left_in_its_twin() {
     assert_eq!(exit(&output), 0, "{stderr}");
     assert_eq!(json[0]["outcome"].as_str(), Some("undelivered"));
     assert_eq!(hub.count("PATCH"), 0);
+    assert!(stderr.contains("there is no agent") && !stderr.contains("--no-deliver"), "{stderr}");
 }
 
 #[test]

@@ -90,7 +90,10 @@ pub(crate) async fn run(args: DemoArgs, format: Format) -> Result<Exit, Failure>
     if is_for_program {
         output::json_line(&summary)?;
     }
-    end
+    match narrator.into_failure() {
+        Some(unheard) => end.and(Err(unheard)),
+        None => end,
+    }
 }
 
 impl Summary {

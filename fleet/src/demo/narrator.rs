@@ -1,10 +1,12 @@
 //! How the story sounds: colour and a moving line on a terminal, plain lines otherwise.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::failure::Failure;
 use crate::output;
 
 /// Tells the story.
@@ -13,6 +15,8 @@ pub(crate) struct Narrator {
     to_stderr: bool,
     is_coloured: bool,
     bar: ProgressBar,
+    /// Why the story can't be read to its end.
+    unheard: Mutex<Option<Failure>>,
 }
 
 impl Narrator {
@@ -25,7 +29,7 @@ impl Narrator {
             bar.set_style(style);
         }
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self { to_stderr, is_coloured, bar }
+        Self { to_stderr, is_coloured, bar, unheard: Mutex::new(None) }
     }
 
     /// A chapter's title.
@@ -56,7 +60,18 @@ impl Narrator {
     }
 
     pub(crate) fn line(&self, text: &str) {
-        self.bar.suspend(|| if self.to_stderr { output::note(text) } else { output::line(text) });
+        self.bar.suspend(|| {
+            if self.to_stderr {
+                output::note(text);
+            } else if let Err(failure) = output::line(text) {
+                *self.unheard.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+            }
+        });
+    }
+
+    /// Why a part of the story did not reach its reader, if so.
+    pub(crate) fn into_failure(self) -> Option<Failure> {
+        self.unheard.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn paint(&self, code: &str, text: &str) -> String {

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::gaps::{Span, longest_dark_ms};
 use crate::failure::Failure;
-use crate::hub::{HubError, Transport, describe};
+use crate::hub::{CaFile, HubError, Transport, describe};
 
 /// Messages per page.
 const PAGE_LEN: u32 = 1000;
@@ -72,7 +72,10 @@ impl Connections {
 
 impl Observer {
     pub(crate) fn new(authority: &str, ca_file: &Path, device_id: &str) -> Result<Self, Failure> {
-        Ok(Self { transport: Transport::new(authority, Some(ca_file))?, device_id: device_id.to_owned() })
+        Ok(Self {
+            transport: Transport::new(authority, Some(CaFile { path: ca_file, named_by: "the hub's CA" }))?,
+            device_id: device_id.to_owned(),
+        })
     }
 
     pub(crate) async fn connections(&self) -> Result<Connections, HubError> {

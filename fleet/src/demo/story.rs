@@ -129,12 +129,13 @@ impl Teller<'_> {
             Ending::Renewed if moves.is_empty() => {
                 narrator.say("the registry's key is sealed, offered, proved; the offer is erased")
             }
-            Ending::Renewed => narrator
-                .say(&format!("{moves}: made by the hub, sealed, offered, proved; the offer is erased")),
+            Ending::Renewed => {
+                narrator.say(&format!("{moves}: made here, sealed, offered, proved; the offer is erased"))
+            }
             Ending::Swapped => {
                 narrator.say("no new key, nothing to connect for: the agent only changes the labels")
             }
-            Ending::Settled | Ending::Undelivered => {
+            Ending::Settled | Ending::Undelivered(_) => {
                 return Err(Failure::failed("an offer was left from before"));
             }
         }
@@ -171,7 +172,7 @@ impl Teller<'_> {
         let world = self.world;
         let (_, other) = self.unused_slot().await?;
         let active = other.other();
-        world.hub.regenerate_keys(DEVICE_ID, &[active]).await?;
+        world.hub.regenerate_key(DEVICE_ID, active).await?;
         let from_ms = self.now_ms().await?;
         world.observer.cut().await?;
         let fell_back = |seen: &Connections| {
@@ -297,6 +298,7 @@ fn explain(stop: Stop) -> Failure {
             status.as_str(),
             reason.map_or("no reason", |reason| reason.as_str())
         )),
+        Stop::Superseded { .. } => Failure::failed("somebody else's offer took the place of this one"),
         Stop::Unanswered { last } => Failure::failed(format!("no proof in time; the device said: {last}")),
         Stop::Failed(failure) => failure,
     }

@@ -18,7 +18,7 @@ use super::observer::{Connections, Observer};
 use super::traffic::Traffic;
 use crate::emulate::temporary_dir;
 use crate::failure::{Failure, chain};
-use crate::hub::{Hub, HubError};
+use crate::hub::{CaFile, Hub, HubError};
 use crate::secrets;
 
 /// The gateway of the story.
@@ -76,7 +76,7 @@ impl World {
 
         let login = ServiceConnectionString::parse(&ready.service_connection_string);
         let login = login.map_err(|e| Failure::failed(format!("the hub's own login: {}", chain(&e))))?;
-        let hub = Hub::new(&login, Some(&ready.ca_file))?;
+        let hub = Hub::new(&login, Some(CaFile { path: &ready.ca_file, named_by: "the hub's CA" }))?;
         let observer = Observer::new(&ready.https, &ready.ca_file, DEVICE_ID)?;
         let identity = Identity::new(DEVICE_ID, None).map_err(|e| Failure::failed(e.to_string()))?;
         let device = hub.create_device(DEVICE_ID, true).await?;

@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::RETRY_AFTER_MAX;
 use crate::failure::{Failure, chain};
 
 /// Longest part of a hub's error text that is shown, in characters: more is a page, not a message.
 const MESSAGE_CHARS_MAX: usize = 400;
+/// Pause before another look at a hub that names none.
+const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
 /// A call that gave no result. `call` is method and path, which never hold a secret.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,24 @@ impl HubError {
             | Self::TooLong { .. }
             | Self::Malformed { .. }
             | Self::Unreached { .. }
+            | Self::Untrusted { .. }
+            | Self::Unanswered { .. }
+            | Self::Token { .. } => None,
+        }
+    }
+
+    /// How long to wait before looking again, where the call certainly had no effect and may get through later.
+    pub(crate) fn pause_before_next_look(&self) -> Option<Duration> {
+        match self {
+            Self::Answer { status: 429, retry_after, .. } => {
+                Some(retry_after.unwrap_or(LOOK_PAUSE)).filter(|pause| *pause <= RETRY_AFTER_MAX)
+            }
+            Self::Unreached { .. } => Some(LOOK_PAUSE),
+            Self::Answer { .. }
+            | Self::Foreign { .. }
+            | Self::Cut { .. }
+            | Self::TooLong { .. }
+            | Self::Malformed { .. }
             | Self::Untrusted { .. }
             | Self::Unanswered { .. }
             | Self::Token { .. } => None,

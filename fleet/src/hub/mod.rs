@@ -9,7 +9,6 @@ mod error;
 mod registry;
 mod transport;
 
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,8 +27,8 @@ use crate::clock::unix_now_secs;
 use crate::failure::Failure;
 
 pub(crate) use error::HubError;
-pub(crate) use registry::{Device, KeyPair, Regenerated, RegistryKey, Twin};
-pub(crate) use transport::{Answer, Transport, describe};
+pub(crate) use registry::{Device, KeyPair, RegistryKey, Twin};
+pub(crate) use transport::{Answer, CaFile, Transport, describe};
 
 /// The version of the registry's and the twins' interface that the official SDKs speak.
 const API_VERSION: &str = "2021-04-12";
@@ -66,6 +65,8 @@ enum Repeat {
     Freely,
     /// Only if the first time certainly had no effect.
     WithCare,
+    /// Not without looking again: it was decided on what may be different after a pause.
+    Never,
 }
 
 struct Call {
@@ -78,7 +79,7 @@ struct Call {
 
 impl Hub {
     /// The hub that `login` names.
-    pub(crate) fn new(login: &ServiceConnectionString, ca_file: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn new(login: &ServiceConnectionString, ca_file: Option<CaFile<'_>>) -> Result<Self, Failure> {
         let resource = ResourceUri::hub(&login.host_name)
             .map_err(|e| Failure::usage(format!("HostName of the login: {e}")))?;
         Ok(Self {
@@ -112,9 +113,10 @@ impl Hub {
         self.json(Call::new(Method::PUT, device_path(id), Repeat::WithCare).body(&body)?).await
     }
 
-    /// Replaces an identity that still has `etag`.
+    /// Replaces an identity that still has `etag`. It is not repeated, not even after a 429: the twin, which no etag here
+    /// covers, may say something else by then.
     pub(crate) async fn replace_device(&self, device: &Device, etag: &str) -> Result<Device, HubError> {
-        let call = Call::new(Method::PUT, device_path(&device.device_id), Repeat::WithCare);
+        let call = Call::new(Method::PUT, device_path(&device.device_id), Repeat::Never);
         self.json(call.if_match(etag).body(device)?).await
     }
 
@@ -123,24 +125,12 @@ impl Hub {
         self.answer(call).await.map(drop)
     }
 
-    /// Has the hub make new keys for these slots of one device. The other slot stays as it is.
-    pub(crate) async fn regenerate_keys(&self, id: &str, slots: &[KeySlot]) -> Result<Regenerated, HubError> {
-        let policy_key = match slots {
-            [KeySlot::Primary] => "primaryKey",
-            [KeySlot::Secondary] => "secondaryKey",
-            _ => "both",
-        };
+    /// Has the hub make a new key in this slot, whatever key is in there by now: this call knows no etag. The other slot
+    /// stays as it is.
+    pub(crate) async fn regenerate_key(&self, id: &str, slot: KeySlot) -> Result<(), HubError> {
         let path = format!("/devices/keys/regenerate?api-version={API_VERSION_REGENERATE}");
-        let body = json!({"policyKey": policy_key, "devices": [{"id": id}]});
-        let call = Call::new(Method::POST, path, Repeat::WithCare).body(&body)?;
-        let described = describe(&call.method, &call.path);
-        let answer = self.exchange(&call).await?;
-        // 207 and 400 carry keys too: a key that the hub has made must not be lost over the status.
-        match serde_json::from_slice(&answer.body) {
-            Ok(regenerated) if matches!(answer.status, 200 | 207 | 400) => Ok(regenerated),
-            Err(error) if (200..300).contains(&answer.status) => Err(HubError::malformed(&described, &error)),
-            Ok(_) | Err(_) => Err(refusal(&described, &answer)),
-        }
+        let body = json!({"policyKey": format!("{slot}Key"), "devices": [{"id": id}]});
+        self.answer(Call::new(Method::POST, path, Repeat::WithCare).body(&body)?).await.map(drop)
     }
 
     pub(crate) async fn twin(&self, id: &str) -> Result<Twin, HubError> {
@@ -271,8 +261,12 @@ fn pause_before_retry(
             | HubError::Token { .. },
         ) => (false, false, None),
     };
-    let is_allowed = is_transient && (had_no_effect || repeat == Repeat::Freely) && attempt < ATTEMPTS_MAX;
-    if !is_allowed || retry_after.is_some_and(|wait| wait > RETRY_AFTER_MAX) {
+    let is_allowed = match repeat {
+        Repeat::Freely => is_transient,
+        Repeat::WithCare => is_transient && had_no_effect,
+        Repeat::Never => false,
+    };
+    if !is_allowed || attempt >= ATTEMPTS_MAX || retry_after.is_some_and(|wait| wait > RETRY_AFTER_MAX) {
         return None;
     }
     let ceiling_ms = PAUSE_MS_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(PAUSE_MS_MAX);
@@ -302,6 +296,7 @@ mod tests {
     fn a_failing_hub_is_asked_again_only_where_that_is_harmless() {
         assert!(pause_before_retry(&answer(503, None), Repeat::Freely, 1, 0).is_some());
         assert!(pause_before_retry(&answer(503, None), Repeat::WithCare, 1, 0).is_none());
+        assert!(pause_before_retry(&answer(429, None), Repeat::Never, 1, 0).is_none());
         for status in [200, 204, 400, 401, 403, 404, 409, 412] {
             assert!(pause_before_retry(&answer(status, None), Repeat::Freely, 1, 0).is_none(), "{status}");
         }

@@ -82,38 +82,6 @@ pub(crate) struct Properties {
     pub(crate) reported: Value,
 }
 
-/// Answer to a regeneration. Statuses 200, 207 and 400 all carry it.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Regenerated {
-    #[serde(default)]
-    pub(crate) rotated_keys: Vec<RotatedKeys>,
-    #[serde(default)]
-    pub(crate) errors: Vec<RegenerationError>,
-}
-
-/// The keys of one identity after a regeneration.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct RotatedKeys {
-    pub(crate) id: String,
-    #[serde(default)]
-    pub(crate) primary_key: RegistryKey,
-    #[serde(default)]
-    pub(crate) secondary_key: RegistryKey,
-}
-
-/// Why the keys of one identity were not regenerated.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct RegenerationError {
-    #[serde(default)]
-    pub(crate) id: Option<String>,
-    /// A name or a number, depending on the hub's version.
-    #[serde(default)]
-    pub(crate) error_code: Value,
-}
-
 impl Device {
     /// Both keys; `None` unless the device authenticates by keys and both can be read.
     pub(crate) fn keys(&self) -> Option<KeyPair> {

@@ -39,9 +39,17 @@ pub(crate) struct Answer {
     pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
+/// A file with a CA to trust besides the system's.
+#[derive(Clone, Copy)]
+pub(crate) struct CaFile<'a> {
+    pub(crate) path: &'a Path,
+    /// Who named it, for messages: a flag, or a file.
+    pub(crate) named_by: &'a str,
+}
+
 impl Transport {
     /// For `https://{authority}`, trusting the system's roots and those in `ca_file`.
-    pub(crate) fn new(authority: &str, ca_file: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn new(authority: &str, ca_file: Option<CaFile<'_>>) -> Result<Self, Failure> {
         let fail = |e: &dyn std::fmt::Display| Failure::failed(format!("set up HTTPS: {e}"));
         let tls =
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -130,13 +138,14 @@ fn is_about_trust(error: &(dyn Error + 'static)) -> bool {
         || error.source().is_some_and(is_about_trust)
 }
 
-fn trusted_roots(ca_file: Option<&Path>) -> Result<rustls::RootCertStore, Failure> {
+fn trusted_roots(ca_file: Option<CaFile<'_>>) -> Result<rustls::RootCertStore, Failure> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if let Some(path) = ca_file {
+    if let Some(CaFile { path, named_by }) = ca_file {
         let fail = |what: String| {
-            Failure::usage(format!("--ca-file {}: {what}", path.display()))
-                .next("give a PEM file with the CA's certificate")
+            Failure::usage(format!("{named_by} {}: {what}", path.display())).next(
+                "name a PEM file with the CA's certificate; --ca-file goes before what a login file says",
+            )
         };
         let len = fs::metadata(path).map_err(|e| fail(e.to_string()))?.len();
         if len > CA_FILE_LEN_MAX {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 use twinkey_contract::offer::{Offer, OfferedKey, check_mark};
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::sealing::{Binding, SealingPublicKey};
@@ -15,17 +15,14 @@ use twinkey_sas::identifiable::{Purpose, stamp};
 use zeroize::Zeroizing;
 
 use super::plan::{self, Change, Facts, Plan, Refusal, Request, Slots, Standing};
+use super::proof::{self, Expected};
 use crate::cli::KeyType;
 use crate::clock::unix_now_millis;
 use crate::failure::Failure;
 use crate::hub::{Device, Hub, HubError, KeyPair, RegistryKey, Twin};
 
-/// First pause between two looks at the twin; it grows by half each time.
-const POLL_PAUSE_MIN: Duration = Duration::from_millis(250);
-/// Longest pause between two looks. Twin reads are metered (100/s on an S1 hub).
-const POLL_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How much longer than the whole wait the last look may take.
-const LAST_LOOK_MAX: Duration = Duration::from_secs(5);
+/// Most plans for one device while its identity changes under our hands or the hub throttles: after that a person should look.
+const PLAN_ATTEMPTS_MAX: u32 = 3;
 /// Most attempts to erase an offer while the twin changes under our hands.
 const ERASE_ATTEMPTS_MAX: u32 = 5;
 
@@ -60,6 +57,8 @@ pub(crate) struct Trace {
     pub(crate) rotation: Option<RotationId>,
     pub(crate) before: Option<KeyPair>,
     pub(crate) after: Option<KeyPair>,
+    /// The slot that the device has proved to live on.
+    pub(crate) lives_in: Option<KeySlot>,
 }
 
 /// A good end.
@@ -71,8 +70,20 @@ pub(crate) enum Ending {
     Swapped,
     /// An earlier run's renewal was complete; its offer has been erased now.
     Settled,
-    /// The registry has the new key and the device was not told, as ordered.
-    Undelivered,
+    /// The registry has changed and the device was not told.
+    Undelivered(Undelivered),
+}
+
+/// How the device gets what it was not told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undelivered {
+    /// The same command with delivery hands over what the registry has.
+    NextRunDelivers,
+    /// The same command with delivery changes the registry once more first: by the report, what the registry has can't
+    /// be told from what the device knew before.
+    NextRunChangesAgain,
+    /// There is no agent.
+    NobodyTakesIt,
 }
 
 /// Any other end.
@@ -84,6 +95,10 @@ pub(crate) enum Stop {
     Rejected {
         status: Status,
         reason: Option<Reason>,
+    },
+    /// Somebody else's offer stands where this run's did, or none.
+    Superseded {
+        by: Option<RotationId>,
     },
     /// No proof came in time; the offer still stands.
     Unanswered {
@@ -108,6 +123,61 @@ impl From<HubError> for Stop {
 pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Trace) -> Result<Ending, Stop> {
     let id = job.device_id.as_str();
     let identity = Identity::new(id, None).map_err(|e| Failure::usage(e.to_string()))?;
+    let mut attempt = 1;
+    let Offering { keys, slots, report } = *loop {
+        match prepare(hub, job, &identity, watch, trace).await? {
+            Prepared::Ended(ending) => return Ok(ending),
+            Prepared::Offering(offering) => break offering,
+            Prepared::Stale(why) if attempt >= PLAN_ATTEMPTS_MAX => return Err(why.into()),
+            Prepared::Stale(why) => watch(Event::Note(format!("looking again: {}", why.what))),
+        }
+        attempt += 1;
+    };
+    let expected = Expected { identity: &identity, keys: &keys, slots, active: requested_slot(job.key_type) };
+    let rotation = make_offer(hub, job, &expected, report.as_ref(), watch).await?;
+    trace.rotation = Some(rotation);
+    let proved = proof::wait(hub, job, &expected, rotation, watch).await?;
+    trace.rotation = Some(proved.rotation);
+    trace.after = Some(proved.keys);
+    trace.lives_in = Some(proved.active);
+    watch(Event::Step("erasing the offer"));
+    erase(hub, id, rotation, proved.twin).await?;
+    Ok(if job.key_type == KeyType::Swap { Ending::Swapped } else { Ending::Renewed })
+}
+
+enum Prepared {
+    Ended(Ending),
+    /// The registry is as wished.
+    Offering(Box<Offering>),
+    /// Nothing was changed, and what was read may not be so any more.
+    Stale(Failure),
+}
+
+/// What came of a change in the registry.
+enum Changed {
+    /// The registry's keys now.
+    To(KeyPair),
+    /// As in [`Prepared`].
+    Stale(Failure),
+}
+
+/// What is to be offered.
+struct Offering {
+    /// The registry's keys.
+    keys: KeyPair,
+    slots: Slots,
+    report: Option<Report>,
+}
+
+/// Reads, decides and changes the registry.
+async fn prepare(
+    hub: &Hub,
+    job: &Job,
+    identity: &Identity,
+    watch: Watch<'_>,
+    trace: &mut Trace,
+) -> Result<Prepared, Stop> {
+    let id = job.device_id.as_str();
     watch(Event::Step("reading identity and twin"));
     let device = hub.device(id).await?;
     if job.etag.as_ref().is_some_and(|etag| device.etag.as_deref() != Some(etag.trim_matches('"'))) {
@@ -124,7 +194,7 @@ pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Tr
         None
     });
     let facts = Facts {
-        identity: &identity,
+        identity,
         is_enabled: device.is_enabled(),
         is_connected: device.is_connected(),
         keys: &keys,
@@ -132,38 +202,43 @@ pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Tr
         standing: standing(&twin),
     };
     // Without an agent nobody would ever open what is offered, and a key would lie in the twin for good.
-    let delivers = job.delivers && (report.is_some() || job.is_plain);
-    let (change, offer) =
-        match plan::plan(&facts, Request { key_type: job.key_type, is_forced: job.is_forced, delivers }) {
-            Plan::Refuse(refusal) => return Err(Stop::Refused(refusal)),
-            Plan::Settle { rotation } => {
-                trace.rotation = Some(rotation);
-                erase(hub, id, rotation, twin).await?;
-                return Ok(Ending::Settled);
-            }
-            Plan::Renew { change, offer, in_spite_of } => {
-                if let Some(danger) = in_spite_of {
-                    watch(Event::Note(format!("forced, although {danger}")));
-                }
-                (change, offer)
-            }
-        };
-    let keys = change_registry(hub, device, &keys, change, job.etag.as_deref(), watch).await?;
-    trace.after = Some(keys.clone());
-    let expected =
-        Expected { identity: &identity, keys: &keys, slots: offer, active: requested_slot(job.key_type) };
-    if offer == Slots::None {
-        if job.delivers {
-            watch(Event::Note("nothing was delivered: there is no agent that would take it".to_owned()));
+    let is_taken = report.is_some() || job.is_plain;
+    let request =
+        Request { key_type: job.key_type, is_forced: job.is_forced, delivers: job.delivers && is_taken };
+    let (change, slots) = match plan::plan(&facts, request) {
+        Plan::Refuse(refusal) => return Err(Stop::Refused(refusal)),
+        Plan::Settle { rotation } => {
+            trace.rotation = Some(rotation);
+            trace.lives_in = report.as_ref().and_then(|report| report.active);
+            trace.after = Some(keys);
+            erase(hub, id, rotation, twin).await?;
+            return Ok(Prepared::Ended(Ending::Settled));
         }
-        return Ok(Ending::Undelivered);
+        Plan::Renew { change, offer, in_spite_of } => {
+            if let Some(danger) = in_spite_of {
+                watch(Event::Note(format!("forced, although {danger}")));
+            }
+            (change, offer)
+        }
+    };
+    let now = match change_registry(hub, device, &keys, change, watch).await? {
+        Changed::To(now) => now,
+        Changed::Stale(why) => return Ok(Prepared::Stale(why)),
+    };
+    trace.after = Some(now.clone());
+    if slots != Slots::None {
+        return Ok(Prepared::Offering(Box::new(Offering { keys: now, slots, report })));
     }
-    let rotation = make_offer(hub, job, &expected, report.as_ref(), watch).await?;
-    trace.rotation = Some(rotation);
-    let twin = wait_for_proof(hub, job, &expected, rotation, watch).await?;
-    watch(Event::Step("erasing the offer"));
-    erase(hub, id, rotation, twin).await?;
-    Ok(if job.key_type == KeyType::Swap { Ending::Swapped } else { Ending::Renewed })
+    let left = if is_taken {
+        let later = plan::plan(&Facts { keys: &now, ..facts }, Request { delivers: true, ..request });
+        match later {
+            Plan::Renew { change: Change::Nothing, .. } => Undelivered::NextRunDelivers,
+            Plan::Renew { .. } | Plan::Refuse(_) | Plan::Settle { .. } => Undelivered::NextRunChangesAgain,
+        }
+    } else {
+        Undelivered::NobodyTakesIt
+    };
+    Ok(Prepared::Ended(Ending::Undelivered(left)))
 }
 
 /// Puts an offer into the twin: sealed for the agent, or plain if there is no other way or it is so ordered.
@@ -196,11 +271,7 @@ pub(crate) async fn put_offer(
 /// Erases the offer of `rotation`, and no newer one: `twin` is where it was seen last.
 pub(crate) async fn erase(hub: &Hub, id: &str, rotation: RotationId, mut twin: Twin) -> Result<(), Failure> {
     for _ in 0..ERASE_ATTEMPTS_MAX {
-        let stands = match twin.offer() {
-            Ok(offer) => offer.is_some_and(|offer| offer.rotation == rotation),
-            Err(unreadable) => unreadable.rotation == Some(rotation),
-        };
-        if !stands {
+        if !stands(&twin, rotation) {
             return Ok(());
         }
         match hub.patch_desired(id, &Offer::erase_patch(), Some(&twin.etag)).await {
@@ -213,6 +284,14 @@ pub(crate) async fn erase(hub: &Hub, id: &str, rotation: RotationId, mut twin: T
         .next("run the same command again: it erases the offer and nothing else"))
 }
 
+/// Whether the offer of `rotation` stands in the twin.
+pub(super) fn stands(twin: &Twin, rotation: RotationId) -> bool {
+    match twin.offer() {
+        Ok(offer) => offer.is_some_and(|offer| offer.rotation == rotation),
+        Err(unreadable) => unreadable.rotation == Some(rotation),
+    }
+}
+
 /// A key as hubs make them: random, with the mark and checksum of a device key.
 pub(crate) fn new_key() -> Result<Key, Failure> {
     let mut random = Zeroizing::new([0; 32]);
@@ -220,26 +299,7 @@ pub(crate) fn new_key() -> Result<Key, Failure> {
     Ok(stamp(&random, Purpose::Device))
 }
 
-/// What the device has to report before its rotation counts.
-struct Expected<'a> {
-    identity: &'a Identity,
-    keys: &'a KeyPair,
-    slots: Slots,
-    /// The slot that it has to live on; `None` where either will do.
-    active: Option<KeySlot>,
-}
-
-enum Judgement {
-    Proved,
-    Rejected {
-        status: Status,
-        reason: Option<Reason>,
-    },
-    /// Not yet, and what the device said last.
-    Pending(String),
-}
-
-fn readable_keys(device: &Device) -> Result<KeyPair, Failure> {
+pub(super) fn readable_keys(device: &Device) -> Result<KeyPair, Failure> {
     let id = &device.device_id;
     let keys = device.keys().ok_or_else(|| {
         let kind = device.authentication.kind.as_deref().unwrap_or("none");
@@ -277,102 +337,56 @@ fn standing(twin: &Twin) -> Option<Standing> {
     })
 }
 
-/// Makes the change and reads the identity again: the registry is the truth, not the answer to a change.
+/// Makes the change under the etag that was read before the change was planned, and reads the identity again: the
+/// registry is the truth, not the answer to a change. A throttled change is not repeated but planned anew: while it
+/// waits, the device may move to another key, and no etag of the identity shows that.
+///
+/// New keys are made here: the hub's own regeneration knows no etag, and would replace whatever key is in the slot by
+/// then, such as one that the device has moved to since.
 async fn change_registry(
     hub: &Hub,
     mut device: Device,
     before: &KeyPair,
     change: Change,
-    etag: Option<&str>,
     watch: Watch<'_>,
-) -> Result<KeyPair, Stop> {
-    let slots: &[KeySlot] = match change {
+) -> Result<Changed, Stop> {
+    let wanted = match change {
         Change::Nothing => {
-            watch(Event::Note(
-                "finishing what an earlier run began: the registry's key is delivered as it is".to_owned(),
-            ));
-            return Ok(before.clone());
+            let text = "no new key is made: the registry's key is delivered as it is";
+            watch(Event::Note(text.to_owned()));
+            return Ok(Changed::To(before.clone()));
         }
-        Change::Regenerate(KeySlot::Primary) => &[KeySlot::Primary],
-        Change::Regenerate(KeySlot::Secondary) => &[KeySlot::Secondary],
-        Change::RegenerateBoth => &KeySlot::ALL,
-        Change::Swap => {
-            watch(Event::Step("swapping the keys in the registry"));
-            return put_keys(hub, &mut device, &before.swapped(), etag).await;
-        }
+        Change::Regenerate(slot) => before.with(slot, new_key()?),
+        Change::RegenerateBoth => KeyPair { primary: new_key()?, secondary: new_key()? },
+        Change::Swap => before.swapped(),
     };
-    watch(Event::Step("renewing the key in the registry"));
-    if etag.is_some() {
-        let mut keys = before.clone();
-        for slot in slots {
-            keys = keys.with(*slot, new_key()?);
-        }
-        return put_keys(hub, &mut device, &keys, etag).await;
-    }
-    regenerate(hub, &device.device_id, before, slots).await
-}
-
-async fn put_keys(
-    hub: &Hub,
-    device: &mut Device,
-    keys: &KeyPair,
-    etag: Option<&str>,
-) -> Result<KeyPair, Stop> {
+    watch(Event::Step("changing the keys in the registry"));
     let id = device.device_id.clone();
-    let no_etag = || {
-        Failure::failed(format!(
+    let Some(etag) = device.etag.clone() else {
+        return Err(Failure::failed(format!(
             "the hub shows no etag of {id}, without which its keys can't be replaced safely"
         ))
+        .into());
     };
-    let etag = etag.or(device.etag.as_deref()).ok_or_else(no_etag)?.to_owned();
-    device.replace_keys(keys);
-    let put = match hub.replace_device(device, &etag).await {
-        Err(error) if !error.is_ambiguous() => return Err(error.into()),
-        put => put,
+    device.replace_keys(&wanted);
+    let put = match hub.replace_device(&device, &etag).await {
+        Err(error) if error.status() == Some(412) => return Ok(Changed::Stale(changed_by_somebody(&id))),
+        // Whether it was done shows in the registry.
+        Err(error) if error.is_ambiguous() => Err(error),
+        Err(error) => {
+            let Some(pause) = error.pause_before_next_look() else { return Err(error.into()) };
+            sleep(pause).await;
+            return Ok(Changed::Stale(error.into()));
+        }
+        Ok(_) => Ok(()),
     };
     let now = readable_keys(&hub.device(&id).await?)?;
-    let holds = |slot| now.fingerprint(slot) == keys.fingerprint(slot);
+    let holds = |slot| now.fingerprint(slot) == wanted.fingerprint(slot);
     match put {
-        _ if KeySlot::ALL.into_iter().all(holds) => Ok(now),
+        _ if KeySlot::ALL.into_iter().all(holds) => Ok(Changed::To(now)),
         Err(error) => Err(error.into()),
-        Ok(_) => Err(changed_by_somebody(&id).into()),
+        Ok(()) => Err(changed_by_somebody(&id).into()),
     }
-}
-
-async fn regenerate(hub: &Hub, id: &str, before: &KeyPair, slots: &[KeySlot]) -> Result<KeyPair, Stop> {
-    let answer = match hub.regenerate_keys(id, slots).await {
-        // Whether it was done shows in the registry.
-        Err(error) if !error.is_ambiguous() => return Err(error.into()),
-        answer => answer,
-    };
-    let now = readable_keys(&hub.device(id).await?)?;
-    let is_new = |slot: KeySlot| now.fingerprint(slot) != before.fingerprint(slot);
-    if !slots.iter().all(|slot| is_new(*slot)) {
-        let error_of = |r: &crate::hub::Regenerated| {
-            r.errors
-                .iter()
-                .find(|e| e.id.as_deref().is_none_or(|named| named == id))
-                .map(|e| e.error_code.to_string())
-        };
-        let code = match answer {
-            Err(error) => return Err(error.into()),
-            Ok(regenerated) => error_of(&regenerated).unwrap_or_else(|| "without a reason".to_owned()),
-        };
-        return Err(Failure::failed(format!("the hub did not regenerate the key of {id}: {code}")).into());
-    }
-    let is_touched = |slot: KeySlot| !slots.contains(&slot) && is_new(slot);
-    let rotated = answer.ok().into_iter().flat_map(|r| r.rotated_keys).find(|rotated| rotated.id == id);
-    let is_ours = rotated.is_none_or(|rotated| {
-        let made = |slot| match slot {
-            KeySlot::Primary => rotated.primary_key.fingerprint(),
-            KeySlot::Secondary => rotated.secondary_key.fingerprint(),
-        };
-        slots.iter().all(|slot| made(*slot).is_none_or(|made| made == now.fingerprint(*slot)))
-    });
-    if KeySlot::ALL.into_iter().any(is_touched) || !is_ours {
-        return Err(changed_by_somebody(id).into());
-    }
-    Ok(now)
 }
 
 fn changed_by_somebody(id: &str) -> Failure {
@@ -412,81 +426,4 @@ async fn make_offer(
     watch(Event::Step("offering the key"));
     let keys: Vec<_> = slots.iter().map(|slot| (*slot, expected.keys.of(*slot))).collect();
     put_offer(hub, expected.identity, &keys, seal_to).await
-}
-
-/// Looks at the twin until the device has answered. The twin that holds the proof is returned.
-async fn wait_for_proof(
-    hub: &Hub,
-    job: &Job,
-    expected: &Expected<'_>,
-    rotation: RotationId,
-    watch: Watch<'_>,
-) -> Result<Twin, Stop> {
-    let deadline = Instant::now() + job.timeout;
-    let mut pause = POLL_PAUSE_MIN;
-    let mut last = "nothing".to_owned();
-    watch(Event::Step("waiting for the device's proof"));
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Stop::Unanswered { last });
-        }
-        sleep(pause.min(left)).await;
-        pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
-        let Ok(look) = timeout_at(deadline + LAST_LOOK_MAX, hub.twin(&job.device_id)).await else {
-            return Err(Stop::Unanswered { last });
-        };
-        let twin = match look {
-            Ok(twin) => twin,
-            // A hub in trouble says nothing about the device.
-            Err(error) if error.is_ambiguous() || error.status() == Some(429) => continue,
-            Err(error @ HubError::Unreached { .. }) => {
-                last = error.to_string();
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        match twin.report().ok().flatten().map(|report| judge(&report, rotation, expected)) {
-            None => {}
-            Some(Judgement::Pending(said)) => last = said,
-            Some(Judgement::Proved) => return Ok(twin),
-            Some(Judgement::Rejected { status, reason }) => {
-                erase(hub, &job.device_id, rotation, twin).await?;
-                return Err(Stop::Rejected { status, reason });
-            }
-        }
-    }
-}
-
-fn judge(report: &Report, rotation: RotationId, expected: &Expected<'_>) -> Judgement {
-    if report.rotation != Some(rotation) {
-        return Judgement::Pending("nothing about this offer".to_owned());
-    }
-    let said = match (report.status, report.reason) {
-        (status, Some(reason)) => format!("{} ({})", status.as_str(), reason.as_str()),
-        (status, None) => status.as_str().to_owned(),
-    };
-    match report.status {
-        Status::Rejected | Status::Invalid => {
-            Judgement::Rejected { status: report.status, reason: report.reason }
-        }
-        Status::Idle | Status::Trying | Status::Waiting => Judgement::Pending(said),
-        Status::Committed => {
-            let holds =
-                |slot| report.slot(slot).is_some_and(|s| s.fingerprint == expected.keys.fingerprint(slot));
-            let holds_offered = match expected.slots {
-                Slots::None => true,
-                Slots::One(slot) => holds(slot),
-                Slots::Both => KeySlot::ALL.into_iter().all(holds),
-            };
-            let is_active = expected.active.is_none_or(|slot| report.active == Some(slot));
-            if !plan::is_proved(report, rotation, expected.keys, expected.identity) {
-                Judgement::Pending("committed, but its proof does not fit the registry's key".to_owned())
-            } else if !holds_offered || !is_active {
-                Judgement::Pending("committed, but it lives on another key".to_owned())
-            } else {
-                Judgement::Proved
-            }
-        }
-    }
 }

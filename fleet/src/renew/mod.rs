@@ -2,6 +2,7 @@
 
 pub(crate) mod device;
 pub(crate) mod plan;
+mod proof;
 
 #[cfg(test)]
 mod plan_tests;
@@ -24,7 +25,7 @@ use crate::failure::{Exit, Failure};
 use crate::hub::{Hub, KeyPair};
 use crate::output::{self, Format, Table};
 use crate::secrets;
-use device::{Ending, Event, Job, Stop, Trace};
+use device::{Ending, Event, Job, Stop, Trace, Undelivered};
 
 /// Devices that are renewed at the same time: few enough for the smallest hub's 100 registry calls a minute.
 const DEVICES_AT_ONCE: usize = 4;
@@ -43,6 +44,9 @@ struct Outcome {
     rotation: Option<String>,
     /// The registry's fingerprints by slot.
     fingerprints: Change,
+    /// The fingerprint of the key that the device has proved to live on.
+    #[serde(skip)]
+    lives_on: Option<String>,
     seconds: f64,
 }
 
@@ -55,6 +59,7 @@ enum Word {
     Undelivered,
     Refused,
     Rejected,
+    Superseded,
     Unanswered,
     Failed,
 }
@@ -88,7 +93,7 @@ pub(crate) async fn run(args: RenewKeyArgs, format: Format) -> Result<Exit, Fail
         }
     }
     match format {
-        Format::Table => show(&outcomes),
+        Format::Table => show(&outcomes)?,
         Format::Json => output::json(&outcomes)?,
     }
     Ok(exit_of(&outcomes))
@@ -161,9 +166,7 @@ fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Dura
         Ok(Ending::Settled) => {
             (Word::Settled, None, Some("an earlier run got through; its offer is erased now".to_owned()))
         }
-        Ok(Ending::Undelivered) => {
-            (Word::Undelivered, None, Some("a run without --no-deliver delivers the key".to_owned()))
-        }
+        Ok(Ending::Undelivered(left)) => (Word::Undelivered, None, Some(explain(left).to_owned())),
         Err(Stop::Refused(refusal)) => {
             let message =
                 format!("{refusal}; {}, or force it with --force-dark {}", refusal.advice(), job.device_id);
@@ -175,6 +178,17 @@ fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Dura
                 "the device did not take the key ({code}) and lives on the one it had; the offer is erased"
             );
             (Word::Rejected, Some(code.to_owned()), Some(message))
+        }
+        Err(Stop::Superseded { by }) => {
+            let message = match by {
+                Some(rotation) => format!(
+                    "another run's offer ({rotation}) took the place of this one, and the device has not proved its \
+                     key yet: let that run finish, then look at the device"
+                ),
+                None => "somebody erased this run's offer before the device had taken it; run the same command again"
+                    .to_owned(),
+            };
+            (Word::Superseded, Some("superseded".to_owned()), Some(message))
         }
         Err(Stop::Unanswered { last }) => {
             let message = format!(
@@ -201,7 +215,27 @@ fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Dura
             before: fingerprints(trace.before.as_ref()),
             after: fingerprints(trace.after.as_ref()),
         },
+        lives_on: trace
+            .after
+            .as_ref()
+            .zip(trace.lives_in)
+            .map(|(keys, slot)| keys.fingerprint(slot).to_string()),
         seconds: (elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
+    }
+}
+
+fn explain(left: Undelivered) -> &'static str {
+    match left {
+        Undelivered::NextRunDelivers => {
+            "the device was not told; a run without --no-deliver delivers the key"
+        }
+        Undelivered::NextRunChangesAgain => {
+            "the device was not told; a run without --no-deliver changes the registry once more and delivers that"
+        }
+        Undelivered::NobodyTakesIt => {
+            "there is no agent to take the key: bring the device its connection string by hand \
+             (device-identity connection-string)"
+        }
     }
 }
 
@@ -228,6 +262,7 @@ impl Word {
             Self::Undelivered => "undelivered",
             Self::Refused => "refused",
             Self::Rejected => "rejected",
+            Self::Superseded => "superseded",
             Self::Unanswered => "unanswered",
             Self::Failed => "failed",
         }
@@ -237,7 +272,7 @@ impl Word {
         match self {
             Self::Renewed | Self::Swapped | Self::Settled | Self::Undelivered => Exit::Done,
             Self::Refused => Exit::Refused,
-            Self::Rejected | Self::Unanswered | Self::Failed => Exit::Failed,
+            Self::Rejected | Self::Superseded | Self::Unanswered | Self::Failed => Exit::Failed,
         }
     }
 }
@@ -255,7 +290,7 @@ fn exit_of(outcomes: &[Outcome]) -> Exit {
     }
 }
 
-fn show(outcomes: &[Outcome]) {
+fn show(outcomes: &[Outcome]) -> Result<(), Failure> {
     let mut table = Table::new(&["DEVICE", "KEY", "OUTCOME", "FINGERPRINT", "SECONDS", "REASON"]);
     for outcome in outcomes {
         let Change { before, after } = &outcome.fingerprints;
@@ -263,16 +298,19 @@ fn show(outcomes: &[Outcome]) {
         let moves: Vec<String> = moved
             .map(|(slot, print)| format!("{} → {print}", before.get(slot).map_or("-", String::as_str)))
             .collect();
+        // Where the registry stayed as it was, the device has moved.
+        let lives_on =
+            || outcome.lives_on.as_ref().map_or_else(|| "-".to_owned(), |print| format!("→ {print}"));
         table.push([
             outcome.device_id.clone(),
             outcome.key_type.to_owned(),
             outcome.outcome.text().to_owned(),
-            if moves.is_empty() { "-".to_owned() } else { moves.join(", ") },
+            if moves.is_empty() { lives_on() } else { moves.join(", ") },
             format!("{:.1}", outcome.seconds),
             outcome.reason.clone().unwrap_or_else(|| "-".to_owned()),
         ]);
     }
-    output::table(&table);
+    output::table(&table)
 }
 
 /// A bar on a terminal, plain lines otherwise, nothing if so ordered.
@@ -292,8 +330,9 @@ impl Progress {
             return Self::Lines;
         }
         let bar = ProgressBar::with_draw_target(Some(devices as u64), ProgressDrawTarget::stderr());
+        // Painted here: the library counts an empty NO_COLOR as set.
         let template = if output::is_coloured(&io::stderr()) {
-            "{bar:30.cyan} {pos}/{len} {msg}"
+            "\x1b[36m{bar:30}\x1b[0m {pos}/{len} {msg}"
         } else {
             "{bar:30} {pos}/{len} {msg}"
         };
@@ -348,6 +387,7 @@ mod tests {
             message: None,
             rotation: None,
             fingerprints: change(),
+            lives_on: None,
             seconds: 0.0,
         };
         words.iter().map(of).collect()

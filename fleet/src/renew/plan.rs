@@ -59,7 +59,7 @@ pub(crate) enum Plan {
 /// What happens to the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// An earlier run has made the change already.
+    /// The registry has a key already that the device does not hold.
     Nothing,
     Regenerate(KeySlot),
     RegenerateBoth,
@@ -85,8 +85,12 @@ pub(crate) enum Refusal {
     NotConnected,
     #[error("the agent has not reported yet which key the hub accepted")]
     ActiveUnknown,
-    #[error("the device says that it lives on a key which the registry does not hold")]
+    #[error("the registry holds none of the keys that the device reports")]
     KeyUnknown,
+    #[error(
+        "the registry does not hold the key that the device says it lives on; its only way back is its {slot} key"
+    )]
+    LastKey { slot: KeySlot },
     #[error("the device's proof does not fit the key that it says it lives on")]
     ProofFails,
     #[error("the device lives on its {slot} key")]
@@ -106,6 +110,7 @@ impl Refusal {
             Self::NotConnected => "not-connected",
             Self::ActiveUnknown => "active-unknown",
             Self::KeyUnknown => "key-unknown",
+            Self::LastKey { .. } => "last-key",
             Self::ProofFails => "proof-fails",
             Self::SlotInUse { .. } => "slot-in-use",
             Self::BothSlots => "both-slots",
@@ -123,6 +128,10 @@ impl Refusal {
             Self::KeyUnknown => {
                 "bring the device a connection string of today by hand: it can't reconnect".to_owned()
             }
+            Self::LastKey { slot } => format!(
+                "renew the {} key, with delivery: the registry's is handed over as it is",
+                slot.other()
+            ),
             Self::ProofFails => {
                 "look at the device: its report is stale, restored from an old image, or forged".to_owned()
             }
@@ -201,7 +210,15 @@ fn danger(facts: &Facts<'_>, report: Option<&Report>, request: Request) -> Optio
     let Some(lives_in) =
         KeySlot::ALL.into_iter().find(|slot| facts.keys.fingerprint(*slot) == active.fingerprint)
     else {
-        return Some(Refusal::KeyUnknown);
+        let Some(slot) = find_way_back(facts, report) else { return Some(Refusal::KeyUnknown) };
+        // Handing over the other key destroys nothing; everything else might.
+        let hands_over_other = request.delivers
+            && match request.key_type {
+                KeyType::Primary => slot == KeySlot::Secondary,
+                KeyType::Secondary => slot == KeySlot::Primary,
+                KeyType::Both | KeyType::Swap => false,
+            };
+        return (!hands_over_other).then_some(Refusal::LastKey { slot });
     };
     let proof = report.rotation.zip(report.proof.as_ref());
     if proof.is_some_and(|(rotation, proof)| !proof.verify(facts.keys.of(lives_in), facts.identity, rotation))
@@ -234,6 +251,9 @@ fn change_slot(
 ) -> (Change, Slots) {
     let regenerate = Change::Regenerate(slot);
     let Some(report) = report else { return (regenerate, Slots::One(slot)) };
+    if request.delivers && find_way_back(facts, report) == Some(slot.other()) {
+        return (Change::Nothing, Slots::One(slot));
+    }
     let lives_on = report.active.and_then(|active| report.slot(active)).map(|slot| slot.fingerprint);
     let lives_in_other = lives_on == Some(facts.keys.fingerprint(slot.other()));
     // An agent that was provisioned with one key may have it under the wrong label: tell it both.
@@ -245,6 +265,18 @@ fn change_slot(
     let is_unfinished =
         request.delivers && (lives_in_other || lives_on.is_none()) && (is_undelivered || is_offered);
     (if is_unfinished { Change::Nothing } else { regenerate }, offer)
+}
+
+/// Where the registry holds the device's spare key, if it does not hold the one that the device says it lives on. Once
+/// its connection breaks, the device can come back with that key alone.
+fn find_way_back(facts: &Facts<'_>, report: &Report) -> Option<KeySlot> {
+    let active = report.active?;
+    let find = |held: KeySlot| {
+        let print = report.slot(held)?.fingerprint;
+        KeySlot::ALL.into_iter().find(|slot| facts.keys.fingerprint(*slot) == print)
+    };
+    report.slot(active)?;
+    if find(active).is_some() { None } else { find(active.other()) }
 }
 
 /// Whether the registry has its keys the other way round than the device, or such an offer stands already.

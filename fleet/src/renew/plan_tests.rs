@@ -163,10 +163,23 @@ fn an_agent_of_another_contract_counts_as_none() {
 
 #[test]
 fn a_key_that_the_registry_does_not_hold_and_a_false_proof_are_refused() {
-    let stranger = Says { primary: Some(9), ..on_primary() };
+    let stranger = Says { primary: Some(9), secondary: Some(8), ..on_primary() };
     assert_eq!(decide(Some(stranger), None, ask(KeyType::Secondary)), Plan::Refuse(Refusal::KeyUnknown));
     let liar = Says { rotation: Some((7, Status::Committed)), proof: Some(9), ..on_primary() };
     assert_eq!(decide(Some(liar), None, ask(KeyType::Secondary)), Plan::Refuse(Refusal::ProofFails));
+}
+
+#[test]
+fn a_device_on_an_unknown_key_with_a_known_spare_is_only_ever_handed_the_other_key() {
+    let says = Says { primary: Some(9), ..on_primary() };
+    let handed = renew(Change::Nothing, Slots::One(KeySlot::Primary));
+    assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), handed);
+    let refused = Plan::Refuse(Refusal::LastKey { slot: KeySlot::Secondary });
+    for key_type in [KeyType::Secondary, KeyType::Both, KeyType::Swap] {
+        assert_eq!(decide(Some(says), None, ask(key_type)), refused, "{key_type:?}");
+    }
+    let undelivered = Request { delivers: false, ..ask(KeyType::Primary) };
+    assert_eq!(decide(Some(says), None, undelivered), refused);
 }
 
 #[test]
@@ -302,11 +315,12 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
                 assert!(is_enabled && is_connected, "{}", context());
                 let report = report.as_ref().unwrap();
                 let lives_on = report.slot(report.active.unwrap()).unwrap().fingerprint;
+                let is_in_registry = |print| KeySlot::ALL.iter().any(|slot| keys.fingerprint(*slot) == print);
                 let survives = match change {
-                    Change::Nothing | Change::Swap => {
-                        lives_on == keys.fingerprint(KeySlot::Primary)
-                            || lives_on == keys.fingerprint(KeySlot::Secondary)
-                    }
+                    Change::Nothing => KeySlot::ALL
+                        .iter()
+                        .any(|slot| report.slot(*slot).is_some_and(|held| is_in_registry(held.fingerprint))),
+                    Change::Swap => is_in_registry(lives_on),
                     Change::Regenerate(slot) => lives_on == keys.fingerprint(slot.other()),
                     Change::RegenerateBoth => false,
                 };

@@ -33,7 +33,6 @@ pub(crate) struct State {
     pub(crate) if_matches: Vec<(String, String)>,
     /// Answers that come before anything else happens, by method and beginning of the path.
     pub(crate) canned: VecDeque<(&'static str, Canned)>,
-    keys_made: u8,
     changes: u32,
 }
 
@@ -187,7 +186,7 @@ impl ScriptedHub {
             .with_single_cert(vec![certified.cert.der().clone()], private)
             .unwrap();
         let devices = devices.into_iter().map(|(id, device)| (id.to_owned(), device)).collect();
-        let state = Arc::new(Mutex::new(State { devices, keys_made: 100, ..State::default() }));
+        let state = Arc::new(Mutex::new(State { devices, ..State::default() }));
         let (tls, shared) = (Arc::new(tls), state.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -286,22 +285,6 @@ impl State {
     fn act(&mut self, call: &str, body: &Value, if_match: Option<String>) -> (u16, Value) {
         self.changes += 1;
         let changes = self.changes;
-        if call == "POST /devices/keys/regenerate" {
-            let id = body["devices"][0]["id"].as_str().unwrap();
-            let slots = match body["policyKey"].as_str().unwrap() {
-                "primaryKey" => vec![KeySlot::Primary],
-                "secondaryKey" => vec![KeySlot::Secondary],
-                _ => KeySlot::ALL.to_vec(),
-            };
-            for slot in slots {
-                self.keys_made += 1;
-                self.devices.get_mut(id).unwrap().keys.insert(slot, key(self.keys_made));
-            }
-            let device = &self.devices[id];
-            let rotated = json!({"id": id, "primaryKey": base64(&device.keys[&KeySlot::Primary]),
-                "secondaryKey": base64(&device.keys[&KeySlot::Secondary])});
-            return (200, json!({"policyKey": body["policyKey"], "rotatedKeys": [rotated], "errors": []}));
-        }
         let (verb, id) = call.rsplit_once('/').unwrap();
         let Some(device) = self.devices.get_mut(id) else {
             return (

@@ -1,0 +1,162 @@
+//! Waiting for the device's proof that it lives on the key that it was offered.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+use twinkey_contract::report::{Reason, Report, Status};
+use twinkey_contract::{Identity, KeySlot, RotationId};
+
+use super::device::{Event, Job, Stop, Watch, erase, readable_keys, stands};
+use super::plan::{self, Slots};
+use crate::hub::{Hub, HubError, KeyPair, Twin};
+
+/// First pause between two looks at the twin; it grows by half each time.
+const POLL_PAUSE_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between two looks. Twin reads are metered (100/s on an S1 hub).
+const POLL_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How much longer than the whole wait the last look may take.
+const LAST_LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// What the device has to report before its rotation counts.
+pub(super) struct Expected<'a> {
+    pub(super) identity: &'a Identity,
+    pub(super) keys: &'a KeyPair,
+    pub(super) slots: Slots,
+    /// The slot that it has to live on; `None` where either will do.
+    pub(super) active: Option<KeySlot>,
+}
+
+/// A device that lives where it should.
+pub(super) struct Proved {
+    /// The twin in which the proof was seen.
+    pub(super) twin: Twin,
+    /// Whose offer the device took: somebody else's may have replaced ours.
+    pub(super) rotation: RotationId,
+    /// The registry's keys that the proof was verified against.
+    pub(super) keys: KeyPair,
+    pub(super) active: KeySlot,
+}
+
+/// Looks at the twin until the device has answered, or somebody else has taken over.
+pub(super) async fn wait(
+    hub: &Hub,
+    job: &Job,
+    expected: &Expected<'_>,
+    rotation: RotationId,
+    watch: Watch<'_>,
+) -> Result<Proved, Stop> {
+    let deadline = Instant::now() + job.timeout;
+    let mut pause = POLL_PAUSE_MIN;
+    let mut last = "nothing".to_owned();
+    watch(Event::Step("waiting for the device's proof"));
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Stop::Unanswered { last });
+        }
+        sleep(pause.min(left)).await;
+        pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
+        let Ok(look) = timeout_at(deadline + LAST_LOOK_MAX, hub.twin(&job.device_id)).await else {
+            return Err(Stop::Unanswered { last });
+        };
+        let twin = match look {
+            Ok(twin) => twin,
+            // A hub in trouble says nothing about the device.
+            Err(error) if error.is_ambiguous() || error.status() == Some(429) => continue,
+            Err(error @ HubError::Unreached { .. }) => {
+                last = error.to_string();
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let report = twin.report().ok().flatten();
+        match report.as_ref().map(|report| judge(report, rotation, expected)) {
+            None => {}
+            Some(Judgement::Pending(said)) => last = said,
+            Some(Judgement::Proved(active)) => {
+                return Ok(Proved { twin, rotation, keys: expected.keys.clone(), active });
+            }
+            Some(Judgement::Rejected { status, reason }) => {
+                erase(hub, &job.device_id, rotation, twin).await?;
+                return Err(Stop::Rejected { status, reason });
+            }
+        }
+        if !stands(&twin, rotation) {
+            return superseded(hub, job, expected, report.as_ref(), twin).await;
+        }
+    }
+}
+
+/// The device won't answer an offer that it can't see any more. It may live where it should all the same: two runs that
+/// want the same deliver the same key.
+async fn superseded(
+    hub: &Hub,
+    job: &Job,
+    expected: &Expected<'_>,
+    report: Option<&Report>,
+    twin: Twin,
+) -> Result<Proved, Stop> {
+    let keys = readable_keys(&hub.device(&job.device_id).await?)?;
+    let proof = report.and_then(|report| {
+        let rotation = report.rotation?;
+        let active = find_slot(report, rotation, &Expected { keys: &keys, ..*expected }).ok()?;
+        Some((rotation, active))
+    });
+    match proof {
+        Some((rotation, active)) => Ok(Proved { twin, rotation, keys, active }),
+        None => Err(Stop::Superseded { by: twin.offer().ok().flatten().map(|offer| offer.rotation) }),
+    }
+}
+
+enum Judgement {
+    Proved(KeySlot),
+    Rejected {
+        status: Status,
+        reason: Option<Reason>,
+    },
+    /// Not yet, and what the device said last.
+    Pending(String),
+}
+
+fn judge(report: &Report, rotation: RotationId, expected: &Expected<'_>) -> Judgement {
+    if report.rotation != Some(rotation) {
+        return Judgement::Pending("nothing about this offer".to_owned());
+    }
+    let said = match (report.status, report.reason) {
+        (status, Some(reason)) => format!("{} ({})", status.as_str(), reason.as_str()),
+        (status, None) => status.as_str().to_owned(),
+    };
+    match report.status {
+        Status::Rejected | Status::Invalid => {
+            Judgement::Rejected { status: report.status, reason: report.reason }
+        }
+        Status::Idle | Status::Trying | Status::Waiting => Judgement::Pending(said),
+        Status::Committed => match find_slot(report, rotation, expected) {
+            Ok(active) => Judgement::Proved(active),
+            Err(flaw) => Judgement::Pending(format!("committed, but {flaw}")),
+        },
+    }
+}
+
+/// The slot that the device lives on, if it has committed `rotation`, proves it, and lives where it should.
+fn find_slot(
+    report: &Report,
+    rotation: RotationId,
+    expected: &Expected<'_>,
+) -> Result<KeySlot, &'static str> {
+    let active = report
+        .active
+        .filter(|_| plan::is_proved(report, rotation, expected.keys, expected.identity))
+        .ok_or("its proof does not fit the registry's key")?;
+    let holds = |slot| report.slot(slot).is_some_and(|s| s.fingerprint == expected.keys.fingerprint(slot));
+    let holds_offered = match expected.slots {
+        Slots::None => true,
+        Slots::One(slot) => holds(slot),
+        Slots::Both => KeySlot::ALL.into_iter().all(holds),
+    };
+    if holds_offered && expected.active.is_none_or(|slot| slot == active) {
+        Ok(active)
+    } else {
+        Err("it lives on another key")
+    }
+}
