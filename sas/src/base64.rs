@@ -24,31 +24,73 @@ pub(crate) fn encode(bytes: &[u8], out: &mut [u8]) -> usize {
 /// Decodes into the start of `out` and returns the length of the decoded text, which may exceed that of `out`:
 /// the excess is checked but not kept. The error is the position, in bytes, of the first thing that is wrong;
 /// at the end of the text when something is missing there.
+///
+/// Time and memory accesses depend on the length of the text and on where it is wrong, not on its digits.
 pub(crate) fn decode(text: &[u8], out: &mut [u8]) -> Result<usize, usize> {
     let digits = text.strip_suffix(b"==").or_else(|| text.strip_suffix(b"=")).unwrap_or(text);
-    if let Some(at) = digits.iter().position(|&c| value(c) > 63) {
-        return Err(at);
+    let len = digits.len() * 6 / 8;
+    let (mut invalid, mut last) = (0, 0);
+    let mut written = 0;
+    for chunk in digits.chunks(DIGITS_LEN) {
+        // Missing digits count as zeros.
+        let mut group = [b'A'; DIGITS_LEN];
+        match <[u8; DIGITS_LEN]>::try_from(chunk) {
+            Ok(whole) => group = whole,
+            Err(_) => group.iter_mut().zip(chunk).for_each(|(slot, digit)| *slot = *digit),
+        }
+        let (bits, wrong) = decode_digits(group);
+        invalid |= wrong;
+        last = bits;
+        let [bytes @ .., _, _] = (bits << 16).to_be_bytes();
+        let room = out.get_mut(written..).unwrap_or_default();
+        match (chunk.len(), room.first_chunk_mut()) {
+            (DIGITS_LEN, Some(target)) => *target = bytes,
+            (count, _) => {
+                room.iter_mut().zip(bytes).take(count * 6 / 8).for_each(|(slot, byte)| *slot = byte)
+            }
+        }
+        written += bytes.len();
+    }
+    if invalid != 0 {
+        return Err(digits.iter().position(|&digit| !is_digit(digit)).unwrap_or(digits.len()));
     }
     if text.len() % 4 != 0 {
         return Err(text.len());
     }
-    let mut slots = out.iter_mut();
-    let mut len = 0;
-    for group in digits.chunks(4) {
-        let word =
-            group.iter().fold(0, |word, &c| word << 6 | u32::from(value(c))) << (6 * (4 - group.len()));
-        let [_, bytes @ ..] = word.to_be_bytes();
-        let taken = group.len() * 6 / 8;
-        // RFC 4648 §3.5: the bits that no byte uses must be zero, or one value would have several texts.
-        if bytes.iter().skip(taken).any(|&byte| byte != 0) {
-            return Err(digits.len() - 1);
-        }
-        for (byte, slot) in bytes.iter().take(taken).zip(slots.by_ref()) {
-            *slot = *byte;
-        }
-        len += taken;
+    // RFC 4648 §3.5: the bits that no byte uses must be zero, or one value would have several texts. Here they follow
+    // the decoded bytes of the last group.
+    let used_bits = 8 * (len % 6);
+    if digits.len() % DIGITS_LEN != 0 && last << (16 + used_bits) != 0 {
+        return Err(digits.len() - 1);
     }
     Ok(len)
+}
+
+/// How many digits are decoded at once: those of six bytes.
+const DIGITS_LEN: usize = 8;
+
+/// The 48 bits that eight digits stand for, and whether one of them is none: then it isn't zero.
+fn decode_digits(digits: [u8; DIGITS_LEN]) -> (u64, u64) {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHEST: u64 = ONES << 7;
+    const VALUE: u64 = ONES * 63;
+    // Each byte is a lane of its own; the highest bit, which no digit has, keeps them apart.
+    let digits = u64::from_be_bytes(digits);
+    let lanes = digits & !HIGHEST;
+    let (mut value, mut known) = (0, 0);
+    // From the first digit of each range to the last, and the first one's value.
+    for (first, last, start) in
+        [(b'A', b'Z', 0), (b'a', b'z', 26), (b'0', b'9', 52), (b'+', b'+', 62), (b'/', b'/', 63)]
+    {
+        let above = (lanes | HIGHEST) - ONES * u64::from(first);
+        let below = ((ONES * u64::from(last)) | HIGHEST) - lanes;
+        let inside = (above & below & HIGHEST) >> 7;
+        value |= ((above & !HIGHEST) + ONES * start) & (inside * 0xff) & VALUE;
+        known |= inside;
+    }
+    let pairs = (value & 0x3f00_3f00_3f00_3f00) >> 2 | value & 0x003f_003f_003f_003f;
+    let quads = (pairs & 0x0fff_0000_0fff_0000) >> 4 | pairs & 0x0000_0fff_0000_0fff;
+    (quads >> 32 << 24 | quads & 0xff_ffff, digits & HIGHEST | known ^ ONES)
 }
 
 /// The digit of a value of 0 to 63.
@@ -62,21 +104,8 @@ pub(crate) const fn digit(value: u8) -> u8 {
     c as u8
 }
 
-/// The value of a digit; 255 for what is no digit.
-const fn value(c: u8) -> u8 {
-    let c = c as i16;
-    let mut value = -1;
-    value += among(c, b'A', b'Z') & (c - b'A' as i16 + 1);
-    value += among(c, b'a', b'z') & (c - b'a' as i16 + 27);
-    value += among(c, b'0', b'9') & (c - b'0' as i16 + 53);
-    value += among(c, b'+', b'+') & 63;
-    value += among(c, b'/', b'/') & 64;
-    value as u8
-}
-
-/// All ones if `first <= c <= last`, else zero.
-const fn among(c: i16, first: u8, last: u8) -> i16 {
-    ((first as i16 - 1 - c) & (c - last as i16 - 1)) >> 15
+fn is_digit(c: u8) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/')
 }
 
 #[cfg(test)]

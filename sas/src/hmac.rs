@@ -7,27 +7,29 @@
 use core::fmt;
 
 use sha2::block_api::compress256;
-use zeroize::Zeroize;
+
+use crate::{message::Message, secret, simd};
 
 /// Length of a tag in bytes (FIPS 180-4: SHA-256's digest).
 pub const TAG_LEN: usize = 32;
 
 /// SHA-256's block size `B` in bytes (RFC 2104 §2); a longer key is hashed first.
-const BLOCK_LEN: usize = 64;
+pub(crate) const BLOCK_LEN: usize = 64;
 
 /// SHA-256's initial hash value (FIPS 180-4 §5.3.3).
-const INITIAL_STATE: State =
+pub(crate) const INITIAL_STATE: State =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
-type State = [u32; 8];
+pub(crate) type State = [u32; 8];
 
 /// A key ready for use: SHA-256's state after the inner and after the outer pad.
 ///
 /// Whoever holds it can sign, so it is as secret as the key: wiped on drop, and `Debug` shows nothing of it.
 #[derive(Clone)]
+#[repr(C)]
 pub struct HmacSha256 {
-    inner: State,
-    outer: State,
+    pub(crate) inner: State,
+    pub(crate) outer: State,
 }
 
 impl HmacSha256 {
@@ -41,9 +43,39 @@ impl HmacSha256 {
         } else {
             copy_to_start(&mut block, key);
         }
-        let ready = Self { inner: pad(&mut block, 0x36), outer: pad(&mut block, 0x36 ^ 0x5c) };
-        block.zeroize();
+        let ready = Self::from_padded(&block);
+        secret::wipe(&mut block);
         ready
+    }
+
+    /// Prepares a key of up to a block, followed by zeros.
+    #[inline]
+    pub(crate) fn from_padded(key: &[u8; BLOCK_LEN]) -> Self {
+        if let Some(ready) = simd::prepare(key) {
+            return ready;
+        }
+        let mut block = *key;
+        let ready = Self { inner: pad(&mut block, 0x36), outer: pad(&mut block, 0x36 ^ 0x5c) };
+        secret::wipe(&mut block);
+        ready
+    }
+
+    /// The inner state after some whole blocks of a message, in place of the state after none.
+    pub(crate) fn absorb_whole(&mut self, blocks: &[u8]) {
+        compress_whole(&mut self.inner, blocks);
+    }
+
+    /// The tag over a message that is cut into blocks already, as the words of SHA-256's last state.
+    #[inline]
+    pub(crate) fn tag_words(&self, message: &Message<'_>) -> State {
+        let mut inner = self.inner;
+        if !message.whole.is_empty() {
+            compress_whole(&mut inner, message.whole);
+        }
+        compress256(&mut inner, message.tail());
+        let mut outer = self.outer;
+        compress256(&mut outer, &[closing_block(&inner)]);
+        outer
     }
 
     /// The tag over the concatenation of `parts`.
@@ -52,17 +84,17 @@ impl HmacSha256 {
         for part in parts {
             hash.absorb(part);
         }
-        let inner = hash.finish();
-        let mut hash = Sha256::resume(self.outer, BLOCK_LEN);
-        hash.absorb(&inner);
-        hash.finish()
+        hash.close();
+        let mut outer = self.outer;
+        compress256(&mut outer, &[closing_block(&hash.state)]);
+        to_bytes(&outer)
     }
 }
 
 impl Drop for HmacSha256 {
     fn drop(&mut self) {
-        self.inner.zeroize();
-        self.outer.zeroize();
+        secret::wipe_words(&mut self.inner);
+        secret::wipe_words(&mut self.outer);
     }
 }
 
@@ -119,8 +151,13 @@ impl Sha256 {
         }
     }
 
-    /// Padding and length (FIPS 180-4 §5.1.1), then the digest.
     fn finish(mut self) -> [u8; TAG_LEN] {
+        self.close();
+        to_bytes(&self.state)
+    }
+
+    /// Padding and length (FIPS 180-4 §5.1.1).
+    fn close(&mut self) {
         let bit_len = self.absorbed.wrapping_mul(8);
         let mut tail = self.block.get_mut(self.filled..).unwrap_or_default().iter_mut();
         if let Some(first) = tail.next() {
@@ -136,12 +173,37 @@ impl Sha256 {
             *length = bit_len.to_be_bytes();
         }
         compress256(&mut self.state, core::slice::from_ref(&self.block));
-        let mut digest = [0; TAG_LEN];
-        for (chunk, word) in digest.chunks_exact_mut(4).zip(self.state) {
-            chunk.copy_from_slice(&word.to_be_bytes());
-        }
-        digest
     }
+}
+
+/// The outer hash's one block behind the pad: the inner digest, the end mark, and the length of 64 + 32 bytes in bits.
+#[inline]
+fn closing_block(inner: &State) -> [u8; BLOCK_LEN] {
+    let mut block = [0; BLOCK_LEN];
+    if let Some(digest) = block.first_chunk_mut() {
+        *digest = to_bytes(inner);
+    }
+    block[TAG_LEN] = 0x80;
+    if let Some(length) = block.last_chunk_mut::<8>() {
+        *length = ((BLOCK_LEN + TAG_LEN) as u64 * 8).to_be_bytes();
+    }
+    block
+}
+
+fn compress_whole(state: &mut State, mut blocks: &[u8]) {
+    while let Some((block, rest)) = blocks.split_first_chunk::<BLOCK_LEN>() {
+        compress256(state, core::slice::from_ref(block));
+        blocks = rest;
+    }
+}
+
+#[inline]
+fn to_bytes(state: &State) -> [u8; TAG_LEN] {
+    let mut bytes = [0; TAG_LEN];
+    for (chunk, word) in bytes.chunks_exact_mut(4).zip(state) {
+        chunk.copy_from_slice(&word.to_be_bytes());
+    }
+    bytes
 }
 
 /// Copies what fits and says how much that was.

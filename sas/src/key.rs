@@ -2,10 +2,7 @@
 
 use core::fmt;
 
-use subtle::ConstantTimeEq;
-use zeroize::Zeroize;
-
-use crate::{base64, hmac::HmacSha256};
+use crate::{base64, hmac::HmacSha256, secret, simd};
 
 /// A place of a key in the hub's registry. Here: which of two keys verified a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,12 +35,18 @@ impl Key {
     /// # Errors
     /// [`KeyError::NotBase64`] with the place, or [`KeyError::Length`].
     pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        let mut bytes = [0; Self::MAX_LEN];
-        let key = base64::decode(text.as_bytes(), &mut bytes)
-            .map_err(|at| KeyError::NotBase64 { at })
-            .and_then(|len| Self::from_bytes(bytes.get(..len).ok_or(KeyError::Length { bytes: len })?));
-        bytes.zeroize();
-        key
+        let mut key = Self { bytes: [0; Self::MAX_LEN], len: 0 };
+        let len = match simd::decode_base64(text.as_bytes(), &mut key.bytes) {
+            Some(len) => len,
+            None => {
+                base64::decode(text.as_bytes(), &mut key.bytes).map_err(|at| KeyError::NotBase64 { at })?
+            }
+        };
+        if !(Self::MIN_LEN..=Self::MAX_LEN).contains(&len) {
+            return Err(KeyError::Length { bytes: len });
+        }
+        key.len = len as u8;
+        Ok(key)
     }
 
     /// Takes the key's bytes; the caller wipes its own copy.
@@ -70,7 +73,7 @@ impl Key {
 
     /// HMAC-SHA256 (RFC 2104) over the concatenation of `parts`.
     pub fn hmac(&self, parts: &[&[u8]]) -> [u8; 32] {
-        HmacSha256::new(self.expose()).tag(parts)
+        self.hmac_states().tag(parts)
     }
 
     /// The key of a device in a group enrolment of the Device Provisioning Service, `self` being the group's key:
@@ -78,8 +81,26 @@ impl Key {
     pub fn derive(&self, registration_id: &str) -> Key {
         let mut tag = self.hmac(&[registration_id.as_bytes()]);
         let key = Self::from_checked(&tag);
-        tag.zeroize();
+        secret::wipe(&mut tag);
         key
+    }
+
+    pub(crate) fn hmac_states(&self) -> HmacSha256 {
+        HmacSha256::from_padded(&self.bytes)
+    }
+
+    /// The place of another key's bytes, followed by zeros, for the caller to write. `len` is valid.
+    #[cfg(all(avx512, feature = "simd"))]
+    #[inline]
+    pub(crate) fn overwrite(&mut self, len: usize) -> &mut [u8; Self::MAX_LEN] {
+        self.len = len as u8;
+        &mut self.bytes
+    }
+
+    /// The key's bytes followed by zeros: HMAC's first block, but for the pad.
+    #[inline]
+    pub(crate) fn padded(&self) -> &[u8; Self::MAX_LEN] {
+        &self.bytes
     }
 
     /// `bytes` has a valid length.
@@ -94,14 +115,15 @@ impl Key {
 
 impl Drop for Key {
     fn drop(&mut self) {
-        self.bytes.zeroize();
-        self.len.zeroize();
+        secret::wipe(&mut self.bytes);
+        self.len = 0;
+        zeroize::optimization_barrier(&self.len);
     }
 }
 
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        (self.bytes.ct_eq(&other.bytes) & self.len.ct_eq(&other.len)).into()
+        secret::is_equal(&self.bytes, &other.bytes) & (self.len == other.len)
     }
 }
 

@@ -2,12 +2,10 @@
 
 use core::fmt;
 
-use subtle::ConstantTimeEq;
-
 use crate::{
     base64,
     hmac::{HmacSha256, TAG_LEN},
-    percent,
+    percent, secret,
     token::{Expiry, PREFIX},
 };
 
@@ -71,7 +69,7 @@ impl<'t> ParsedToken<'t> {
     /// Constant time.
     pub(crate) fn is_signed_by(&self, key: &HmacSha256) -> bool {
         let tag = key.tag(&[self.raw_resource.as_bytes(), b"\n", self.raw_expiry.as_bytes()]);
-        tag.ct_eq(&self.signature).into()
+        secret::is_equal(&tag, &self.signature)
     }
 }
 

@@ -1,11 +1,6 @@
 //! Percent-encoding (RFC 3986 §2.1): the strict upper-case form that we write, and the tolerant reading of what
 //! others wrote.
 
-use crate::{base64, hmac::TAG_LEN};
-
-/// Longest percent-encoded text of a signature, in bytes: 43 digits that could each be `+` or `/`, and one `=`.
-pub(crate) const SIGNATURE_LEN_MAX: usize = 44 * 3;
-
 /// Length in bytes of `text` once encoded.
 pub(crate) fn encoded_len(text: &[u8]) -> usize {
     text.iter().fold(0, |len, &byte| len.saturating_add(if is_unreserved(byte) { 1 } else { 3 }))
@@ -27,31 +22,23 @@ pub(crate) fn encode(text: &[u8], out: &mut [u8]) -> Option<usize> {
     Some(at)
 }
 
-/// The percent-encoded base64 text of a signature and its length.
-///
-/// Which digits are `+` or `/` is chance, so a branch on them would be mispredicted in most tokens: each digit is
-/// written as three bytes, of which the next one overwrites what isn't needed.
-pub(crate) fn encode_signature(tag: &[u8; TAG_LEN]) -> ([u8; SIGNATURE_LEN_MAX], usize) {
-    let mut out = [0; SIGNATURE_LEN_MAX];
-    let mut at = 0;
-    let mut put = |value: u32| {
-        let [a, b, c, len] = ESCAPED_DIGITS.get((value & 63) as usize).copied().unwrap_or_default();
-        if let Some(target) = out.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<3>) {
-            *target = [a, b, c];
-        }
-        at += usize::from(len);
-    };
-    for group in tag.chunks(3) {
-        let word = group.iter().fold(0, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - group.len()));
-        for i in 0..=group.len() {
-            put(word >> (18 - 6 * i));
-        }
+/// Whether [`encode`] can write this.
+pub(crate) fn is_strictly_encoded(mut text: &[u8]) -> bool {
+    while let Some((&byte, rest)) = text.split_first() {
+        text = match (byte, rest.split_first_chunk::<2>()) {
+            (b'%', Some((&[high, low], after))) => {
+                let value = |c| char::from(c).to_digit(16).unwrap_or_default() as u8;
+                let escaped = value(high) << 4 | value(low);
+                if is_unreserved(escaped) || escape(escaped) != [b'%', high, low] {
+                    return false;
+                }
+                after
+            }
+            _ if is_unreserved(byte) => rest,
+            _ => return false,
+        };
     }
-    // 32 bytes leave one place of the last group empty.
-    if let Some(target) = out.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<3>) {
-        *target = *b"%3D";
-    }
-    (out, at + 3)
+    true
 }
 
 /// Reads bytes with each `%XX` decoded, upper or lower case. What is no complete escape stands for itself, and `+`
@@ -85,45 +72,21 @@ impl<I: Iterator<Item = u8> + Clone> Iterator for Decode<I> {
 }
 
 /// RFC 3986 §2.3.
-const fn is_unreserved(byte: u8) -> bool {
+pub(crate) const fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~')
 }
 
-const fn escape(byte: u8) -> [u8; 3] {
+pub(crate) const fn escape(byte: u8) -> [u8; 3] {
     const fn hex(nibble: u8) -> u8 {
         if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 }
     }
     [b'%', hex(byte >> 4), hex(byte & 15)]
 }
 
-/// Each base64 digit as it stands in a token, followed by its length.
-const ESCAPED_DIGITS: [[u8; 4]; 64] = {
-    let mut table = [[0; 4]; 64];
-    let mut value = 0;
-    while value < 64 {
-        let digit = base64::digit(value);
-        #[allow(
-            clippy::indexing_slicing,
-            reason = "evaluated at compile time, where a panic is a build error"
-        )]
-        {
-            table[value as usize] = if is_unreserved(digit) {
-                [digit, 0, 0, 1]
-            } else {
-                let [a, b, c] = escape(digit);
-                [a, b, c, 3]
-            };
-        }
-        value += 1;
-    }
-    table
-};
-
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{decode, encode, encode_signature, encoded_len};
-    use ::base64::{Engine, engine::general_purpose::STANDARD};
+    use super::{decode, encode, encoded_len};
     use proptest::prelude::*;
     use std::{vec, vec::Vec};
 
@@ -159,17 +122,5 @@ mod tests {
         fn what_does_not_fit_is_refused(text in proptest::collection::vec(any::<u8>(), 1..100)) {
             prop_assert_eq!(encode(&text, &mut vec![0; encoded_len(&text) - 1]), None);
         }
-
-        #[test]
-        fn signature_is_its_base64_percent_encoded(tag in any::<[u8; 32]>()) {
-            let (out, len) = encode_signature(&tag);
-            prop_assert_eq!(&out[..len], encoded(STANDARD.encode(tag).as_bytes()));
-        }
-    }
-
-    #[test]
-    fn longest_signature_fits() {
-        // 0xff gives `/` everywhere but in the last digit, which is `8`.
-        assert_eq!(encode_signature(&[0xff; 32]).1, 42 * 3 + 1 + 3);
     }
 }

@@ -15,7 +15,7 @@ pub struct ResourceUri {
 
 impl ResourceUri {
     /// Longest encoded resource in bytes: host (253) and port, a device id and a module id (128 each, every
-    /// character escaped), the separators, and room to spare.
+    /// character escaped), the separators, and room to spare up to a whole block of SHA-256.
     pub const MAX_LEN: usize = 1088;
 
     /// The hub itself: what a policy's token names. `host` may carry a port.
@@ -63,8 +63,15 @@ impl ResourceUri {
         core::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
+    #[inline]
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.text.get(..usize::from(self.len)).unwrap_or_default()
+    }
+
+    /// The encoded text, followed by zeros up to a whole block of SHA-256 and beyond.
+    #[inline]
+    pub(crate) fn padded(&self) -> &[u8; Self::MAX_LEN] {
+        &self.text
     }
 
     fn from_parts(parts: &[&str]) -> Result<Self, ResourceError> {
@@ -85,6 +92,35 @@ impl ResourceUri {
             }
         }
         Ok(Self { text, len: len as u16 })
+    }
+}
+
+/// A borrowed resource: one of a fleet's, whose texts the caller keeps close together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResourceRef<'r>(&'r str);
+
+impl<'r> ResourceRef<'r> {
+    /// Takes the encoded text of a [`ResourceUri`], as [`ResourceUri::as_str`] gives it. `None` for a text that no
+    /// [`ResourceUri`] has: empty, too long, or not strictly encoded.
+    pub fn from_encoded(text: &'r str) -> Option<Self> {
+        let fits = (1..=ResourceUri::MAX_LEN).contains(&text.len());
+        (fits && percent::is_strictly_encoded(text.as_bytes())).then_some(Self(text))
+    }
+
+    /// The encoded text.
+    pub fn as_str(self) -> &'r str {
+        self.0
+    }
+
+    #[inline]
+    pub(crate) fn as_bytes(self) -> &'r [u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl<'r> From<&'r ResourceUri> for ResourceRef<'r> {
+    fn from(resource: &'r ResourceUri) -> Self {
+        Self(resource.as_str())
     }
 }
 
@@ -127,7 +163,7 @@ impl core::error::Error for ResourceError {}
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::{ResourceError, ResourceUri};
+    use super::{ResourceError, ResourceRef, ResourceUri};
 
     #[test]
     fn resources_are_encoded_once_and_upper_case() {
@@ -137,6 +173,18 @@ mod tests {
         assert_eq!(text(ResourceUri::module("h", "d", "$edgeHub")), "h%2Fdevices%2Fd%2Fmodules%2F%24edgeHub");
         assert_eq!(text(ResourceUri::dps("0ne0", "r")), "0ne0%2Fregistrations%2Fr");
         assert_eq!(ResourceUri::from_plain("h/devices/d"), ResourceUri::device("h", "d"));
+    }
+
+    #[test]
+    fn only_what_a_resource_looks_like_is_borrowed_as_one() {
+        for text in ["h", "h.net%2Fdevices%2Fa%25b~", "%24%FF"] {
+            assert_eq!(ResourceRef::from_encoded(text).map(ResourceRef::as_str), Some(text));
+        }
+        for text in ["", "h/d", "h%2fd", "h%2", "h%", "%2G", "a b", "\u{e4}", "%41", &"h".repeat(1089)] {
+            assert_eq!(ResourceRef::from_encoded(text), None, "{text}");
+        }
+        let resource = ResourceUri::device("h.net", "a%b").unwrap();
+        assert_eq!(ResourceRef::from(&resource).as_str(), resource.as_str());
     }
 
     #[test]

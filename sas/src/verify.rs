@@ -8,10 +8,12 @@ use core::fmt;
 
 use crate::{
     audience::{Scope, names},
+    canonical::Canonical,
     hmac::HmacSha256,
     key::{Key, KeySlot},
+    message::Message,
     parse::{ParseError, ParsedToken},
-    percent,
+    percent, signature,
     token::Expiry,
 };
 
@@ -29,7 +31,7 @@ impl Verifier {
 
     /// For the keys of one identity or policy.
     pub fn new(primary: &Key, secondary: Option<&Key>) -> Self {
-        let prepare = |key: &Key| HmacSha256::new(key.expose());
+        let prepare = |key: &Key| HmacSha256::from_padded(key.padded());
         Self::from_hmac(prepare(primary), secondary.map(prepare))
     }
 
@@ -51,6 +53,9 @@ impl Verifier {
         plain_resource: &str,
         now_unix_secs: u64,
     ) -> Result<Verified, VerifyError> {
+        if let Some(verified) = self.verify_canonical(token, plain_resource, now_unix_secs) {
+            return Ok(verified);
+        }
         let (token, verified) = self.authenticate(token, now_unix_secs)?;
         if !names(token.raw_resource, plain_resource, Scope::Exact) {
             return Err(VerifyError::Resource);
@@ -79,11 +84,40 @@ impl Verifier {
         Ok(verified)
     }
 
+    #[cfg(all(avx512, feature = "simd"))]
+    #[inline]
+    pub(crate) fn key(&self, slot: KeySlot) -> Option<&HmacSha256> {
+        match slot {
+            KeySlot::Primary => Some(&self.primary),
+            KeySlot::Secondary => self.secondary.as_ref(),
+        }
+    }
+
+    /// The fast way to a yes: signs again what the token says, and compares. `None` is no verdict.
+    #[inline]
+    fn verify_canonical(&self, token: &str, plain_resource: &str, now: u64) -> Option<Verified> {
+        if token.len() > ParsedToken::TOKEN_LEN_MAX {
+            return None;
+        }
+        let token = Canonical::recognise(token, plain_resource)?;
+        let expiry = Expiry::at(token.expiry_unix_secs);
+        if is_over(expiry, now) {
+            return None;
+        }
+        let message = Message::of_raw(token.sr, &token.se);
+        if signature::is_of(&self.primary, &message, token.sig) {
+            return Some(Verified { slot: KeySlot::Primary, expiry });
+        }
+        let secondary = self.secondary.as_ref()?;
+        signature::is_of(secondary, &message, token.sig)
+            .then_some(Verified { slot: KeySlot::Secondary, expiry })
+    }
+
     /// Everything but what the token is for.
     fn authenticate<'t>(&self, token: &'t str, now: u64) -> Result<(ParsedToken<'t>, Verified), VerifyError> {
         let token = ParsedToken::parse(token).map_err(VerifyError::Malformed)?;
         let expiry = token.expiry;
-        if expiry.unix_secs().saturating_add(Self::SKEW_SECS) < now {
+        if is_over(expiry, now) {
             return Err(VerifyError::Expired { expiry, now });
         }
         let slot = if token.is_signed_by(&self.primary) {
@@ -95,6 +129,11 @@ impl Verifier {
         };
         Ok((token, Verified { slot, expiry }))
     }
+}
+
+/// With the skew that a hub tolerates.
+pub(crate) fn is_over(expiry: Expiry, now: u64) -> bool {
+    expiry.unix_secs().saturating_add(Verifier::SKEW_SECS) < now
 }
 
 impl fmt::Debug for Verifier {
@@ -155,6 +194,7 @@ mod tests {
     extern crate std;
     use super::{Verified, Verifier, VerifyError};
     use crate::{Expiry, Key, KeySlot, ParseError, ResourceUri, Signer, Token};
+    use ::base64::{Engine, engine::general_purpose::STANDARD};
     use std::{format, string::String};
 
     const NOW: u64 = 1_700_000_000;
@@ -241,9 +281,8 @@ mod tests {
     fn signed_text_is_the_expiry_as_it_stands() {
         let key = key(1);
         let tag = key.hmac(&[b"h\n007"]);
-        let (sig, len) = crate::percent::encode_signature(&tag);
-        let text =
-            format!("SharedAccessSignature sr=h&se=007&sig={}", std::str::from_utf8(&sig[..len]).unwrap());
+        let sig = STANDARD.encode(tag).replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+        let text = format!("SharedAccessSignature sr=h&se=007&sig={sig}");
         assert_eq!(Verifier::new(&key, None).verify(&text, "h", 0).unwrap().expiry, Expiry::at(7));
     }
 

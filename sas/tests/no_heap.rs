@@ -6,7 +6,11 @@ use std::{
     cell::Cell,
 };
 
-use twinkey_sas::{Expiry, Key, ParsedToken, ResourceUri, Signer, Token, Verifier, identifiable};
+use twinkey_sas::{
+    Expiry, Key, ParsedToken, Renewal, ResourceRef, ResourceUri, Signer, Token, Verifier,
+    bulk::{self, MintRequest, VerifyRequest},
+    identifiable,
+};
 
 /// Counts per thread, so that the test harness' own threads don't disturb.
 struct Counting;
@@ -67,6 +71,27 @@ fn keys_tokens_and_their_verification_use_no_heap() {
         assert!(Key::from_base64("?").is_err());
         assert!(Signer::new(&key).sign(&resource, Expiry::at(9), &mut [0; 10]).is_err());
         assert!(verifier.verify("", "h", 9).is_err());
+    });
+    assert_eq!(used, 0);
+}
+
+#[test]
+fn renewal_and_bulk_use_no_heap() {
+    let key = Key::from_bytes(&[1; 32]).unwrap();
+    let used = allocations(|| {
+        let (signer, verifier) = (Signer::new(&key), Verifier::new(&key, None));
+        let resource = ResourceUri::device("h", "d").unwrap();
+        let mut buffer = [0; Token::MAX_LEN];
+        assert!(Renewal::new(&signer, &resource).sign(Expiry::at(9), &mut buffer).is_ok());
+
+        let request =
+            MintRequest { signer: &signer, resource: ResourceRef::from(&resource), expiry: Expiry::at(9) };
+        let (mut text, mut ends) = ([0; 40 * 256], [0; 40]);
+        let tokens = bulk::mint(&[request; 40], &mut text, &mut ends).unwrap();
+        let token = tokens.expose(39).unwrap();
+        let request = VerifyRequest { verifier: &verifier, token, plain_resource: "h/devices/d" };
+        let mut verdicts = [Err(twinkey_sas::VerifyError::Signature); 40];
+        assert!(bulk::verify(&[request; 40], 9, &mut verdicts).is_ok() && verdicts.iter().all(Result::is_ok));
     });
     assert_eq!(used, 0);
 }
