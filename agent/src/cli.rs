@@ -243,7 +243,10 @@ fn status_text(status: &Value) -> String {
         let is_active = at("/keyRenewal/active") == slot;
         lines.push(format!(
             "{slot:<11} {}{}  proven {}",
-            at(&format!("/keyRenewal/{slot}/fingerprint")),
+            match at(&format!("/keyRenewal/{slot}/fingerprint")).as_str() {
+                "-" => "none yet",
+                fingerprint => fingerprint,
+            },
             if is_active { "  active" } else { "" },
             at(&format!("/keyRenewal/{slot}/provenAt")),
         ));

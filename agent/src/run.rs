@@ -46,7 +46,7 @@ fn load_or_provision(config: &Config, store: &mut Store<DiskFiles>) -> Result<Ke
     };
     let text = provision::read_file(path)?;
     let key_ring = provision::provision(store, &text, KeySlot::Primary)?;
-    tracing::info!(identity = %key_ring.registration.identity, "key ring created; the connection string is not needed any more");
+    tracing::info!(identity = %key_ring.registration.identity, "key ring created; the file with the connection string is not needed any more: delete it, it holds a key");
     Ok(key_ring)
 }
 

@@ -23,6 +23,12 @@ pub enum EmulatorError {
         /// What the operating system said.
         source: io::Error,
     },
+    /// Another hub uses the data directory.
+    #[error("another hub is running on {path}: stop it first, or give this one a data directory of its own")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file kept from an earlier start makes no sense.
     #[error("{path} is damaged: {problem}; delete it to have a new one made")]
     Damaged {

@@ -12,6 +12,16 @@ pub(crate) fn create_dir(dir: &Path) -> Result<PathBuf, EmulatorError> {
     fs::create_dir_all(dir).and_then(|()| fs::canonicalize(dir)).map_err(|source| at(dir, source))
 }
 
+/// Locks the directory for as long as the returned file is open.
+pub(crate) fn lock(dir: &Path) -> Result<fs::File, EmulatorError> {
+    let file = fs::File::open(dir).map_err(|source| at(dir, source))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(EmulatorError::InUse { path: dir.to_owned() }),
+        Err(errno) => Err(at(dir, errno.into())),
+    }
+}
+
 /// Reads a file kept from an earlier start; `None` if there is none.
 pub(crate) fn read_kept(path: &Path) -> Result<Option<String>, EmulatorError> {
     match fs::read_to_string(path) {

@@ -85,6 +85,7 @@ use tls::Authority;
 pub async fn start(options: Options) -> Result<Emulator, EmulatorError> {
     options.check()?;
     let dir = files::create_dir(&options.data_dir)?;
+    let lock = files::lock(&dir)?;
     let ready_file = dir.join("hub.json");
     // One left by an earlier run would tell callers of ports that nobody listens on.
     files::remove(&ready_file)?;
@@ -122,7 +123,7 @@ pub async fn start(options: Options) -> Result<Emulator, EmulatorError> {
     let task = tokio::spawn(listeners::run(hub, tls, listeners, addresses, stopped));
     files::write_private(&ready_file, &text)?;
     tracing::info!(%mqtts, %https, "the hub listens");
-    Ok(Emulator { ready, ready_file, stop, task })
+    Ok(Emulator { ready, ready_file, stop, task, _lock: lock })
 }
 
 /// A running hub. Dropping it stops the hub without waiting for that.
@@ -132,6 +133,8 @@ pub struct Emulator {
     ready_file: PathBuf,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
+    /// The data directory's lock, held for as long as it is open: a second hub there would take hub.json away.
+    _lock: std::fs::File,
 }
 
 impl Emulator {

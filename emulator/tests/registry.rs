@@ -299,6 +299,11 @@ async fn authority_and_policies_survive_a_new_start_in_the_same_directory() {
         let file = file.unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
     }
+    // A second hub there would take the first one's hub.json away when it ends.
+    let second = twinkey_emulator::Options { data_dir: dir.clone(), ..Default::default() };
+    let error = twinkey_emulator::start(second).await.unwrap_err().to_string();
+    assert!(error.contains("another hub is running"), "{error}");
+    assert!(ready.exists());
     hub.emulator.shutdown().await;
     assert!(!ready.exists());
     let again = TestHub::start_with(|options| options.data_dir = dir.clone()).await;

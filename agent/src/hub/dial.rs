@@ -119,7 +119,7 @@ pub enum DialError {
     },
     /// Nobody answers on the port.
     #[error(
-        "can't open TCP to {host} port {port}: check the network and firewalls (IoT Hub wants 8883 open)"
+        "can't open TCP to {host} port {port}: check `port` in section [hub], the network and firewalls (IoT Hub listens on 8883)"
     )]
     Tcp {
         /// The host.

@@ -73,7 +73,7 @@ pub enum ConnectError {
     #[error("no answer to CONNECT")]
     Wire(#[from] WireError),
     /// Something other than CONNACK came.
-    #[error("the hub answered CONNECT with something else")]
+    #[error("what answers is no MQTT hub: check `port` in section [hub]")]
     Unexpected,
 }
 
