@@ -161,6 +161,8 @@ impl<F: Files + Send + 'static> Driver<F> {
     pub async fn run(mut self) {
         self.feed(Input::Boot);
         loop {
+            // Before anything else, and every time: whoever is never done asking must not stop the timers.
+            self.fire();
             self.pursue();
             match self.next_happening().await {
                 Happening::Came(packet) => self.came(packet),
@@ -180,7 +182,8 @@ impl<F: Files + Send + 'static> Driver<F> {
                         self.feed(Input::Fired(Timer::Retry));
                     }
                 }
-                Happening::Deadline => self.fire(),
+                // What is due is done at the top of the loop.
+                Happening::Deadline => {}
             }
         }
     }
@@ -189,12 +192,13 @@ impl<F: Files + Send + 'static> Driver<F> {
         let deadline = self.next_deadline();
         let is_quiet = self.outbox.in_flight_count() == 0;
         tokio::select! {
+            // What ends by itself comes before what may never end.
             biased;
             Some(signal) = self.signals.recv() => Happening::Signalled(signal),
             saved = end_of(&mut self.saving) => Happening::Saved(saved),
+            progress = progress_of(&mut self.attempt, is_quiet) => Happening::Progressed(progress),
             packet = next_packet(self.retiring.as_mut().map(|(session, _)| session)) => Happening::CameLate(packet),
             packet = next_packet(self.live.as_mut().map(|live| &mut live.session)) => Happening::Came(packet),
-            progress = progress_of(&mut self.attempt, is_quiet) => Happening::Progressed(progress),
             Some(request) = self.requests.recv() => Happening::Asked(request),
             () = tokio::time::sleep_until(deadline) => Happening::Deadline,
         }

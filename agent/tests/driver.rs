@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "a test that panics has failed, as it should"
@@ -175,7 +176,7 @@ impl Agent {
         let key_ring =
             KeyRing::provision(registration, SealingKey::generate().unwrap(), KeySlot::Primary, key);
         store.save(&key_ring, &key_ring.ring).unwrap();
-        let (requests, requests_receiver) = mpsc::channel(16);
+        let (requests, requests_receiver) = mpsc::channel(twinkey_agent::local::REQUESTS_MAX);
         let (signals, signals_receiver) = mpsc::channel(1);
         let driver = Driver::new(Parts {
             config: Config::parse(config).unwrap(),
@@ -310,6 +311,39 @@ async fn a_day_of_refusals_stays_below_the_documented_number_of_attempts() {
     assert!((1..=per_hour).contains(&last_hour), "{last_hour} attempts, {per_hour} allowed");
     *hub.answer.lock().unwrap() = Answer::AcceptAfterKick;
     agent.until("the way back", is_connected).await;
+    agent.stop().await;
+}
+
+/// On the real clock: virtual time stands still while anybody is busy.
+#[tokio::test]
+async fn programs_that_never_stop_asking_do_not_keep_the_agent_from_its_timers() {
+    let hub = Hub::new();
+    let agent = Agent::start(&hub, "");
+    agent.until("a connection", is_connected).await;
+    let programs: Vec<_> = (0..1_000)
+        .map(|_| {
+            let requests = agent.requests.clone();
+            tokio::spawn(async move {
+                loop {
+                    let (sender, receiver) = oneshot::channel();
+                    if requests.send(Request::Status(sender)).await.is_err() || receiver.await.is_err() {
+                        return;
+                    }
+                }
+            })
+        })
+        .collect();
+    let before = hub.connections();
+    hub.cut();
+    let is_back = async {
+        while hub.connections() < before + 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), is_back).await.expect("the way back");
+    for program in programs {
+        program.abort();
+    }
     agent.stop().await;
 }
 
