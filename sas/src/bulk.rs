@@ -1,7 +1,7 @@
 //! Many at once: the tokens of a fleet, their verification, and the keys of a group's devices.
 //!
-//! Same results as one by one, in the caller's memory. With the feature `simd` and a processor that has AVX-512 it
-//! takes a third of the time or less; elsewhere it is a loop.
+//! Same results as one by one, in the caller's memory. The feature `simd` looks for what the processor can do with
+//! several messages at once; without it this is a loop.
 
 use core::fmt;
 
@@ -11,7 +11,7 @@ use crate::{
     message::Message,
     resource::ResourceRef,
     secret,
-    signature::SIGNATURE_LEN_MAX,
+    signature::{self, SIGNATURE_LEN_MAX},
     simd,
     token::{EXPIRY_FIELD, Expiry, HEAD, SIGNATURE_FIELD, Signer, finish},
     verify::{Verified, Verifier, VerifyError},
@@ -102,7 +102,7 @@ pub fn derive(group: &Key, registration_ids: &[&str], keys: &mut [Key]) -> Resul
     let states = group.hmac_states();
     let done = simd::derive(&states, registration_ids, keys);
     for (id, key) in registration_ids.iter().zip(keys).skip(done) {
-        *key = group.derive(id);
+        *key = Key::derived_by(&states, id);
     }
     Ok(())
 }
@@ -218,24 +218,30 @@ fn mint_all(requests: &[MintRequest<'_>], text: &mut [u8], ends: &mut [usize]) -
 
 /// Returns where the token ends; `None` if there is no room.
 pub(crate) fn mint_one(request: &MintRequest<'_>, text: &mut [u8], at: usize) -> Option<usize> {
-    let sr = request.resource.as_bytes();
+    let se = Decimal::of(request.expiry.unix_secs());
+    let message = Message::of_raw(request.resource.as_bytes(), &se);
+    let write_signature = |out: &mut _| signature::write(request.signer.key(), &message, out);
+    write_one(request.resource, &se, write_signature, text, at)
+}
+
+/// The same with a signature that is there already.
+#[inline]
+pub(crate) fn write_one(
+    resource: ResourceRef<'_>,
+    se: &Decimal,
+    write_signature: impl FnOnce(&mut [u8; SIGNATURE_LEN_MAX]) -> usize,
+    text: &mut [u8],
+    at: usize,
+) -> Option<usize> {
+    let sr = resource.as_bytes();
     let buffer = text.get_mut(at..)?;
     let (head, rest) = buffer.split_first_chunk_mut()?;
     *head = *HEAD;
     let (name, rest) = rest.split_at_mut_checked(sr.len())?;
     name.copy_from_slice(sr);
     *rest.first_chunk_mut()? = *SIGNATURE_FIELD;
-    let se = Decimal::of(request.expiry.unix_secs());
-    let message = Message::of_raw(sr, &se);
-    let len = finish(
-        request.signer.key(),
-        &message,
-        &se,
-        b"",
-        buffer,
-        HEAD.len() + sr.len() + SIGNATURE_FIELD.len(),
-    )?;
-    Some(at + len)
+    let head_len = HEAD.len() + sr.len() + SIGNATURE_FIELD.len();
+    Some(at + finish(write_signature, se, b"", buffer, head_len)?)
 }
 
 fn check_lengths(requests: usize, places: usize) -> Result<(), BulkError> {

@@ -118,7 +118,7 @@ impl Decimal {
 
     /// `%3D&se=` and the digits, in registers: what follows the digits of a signature.
     #[inline(always)]
-    #[cfg_attr(not(all(avx512, feature = "simd")), allow(dead_code, reason = "only for AVX-512"))]
+    #[cfg_attr(not(avx512), allow(dead_code, reason = "only for AVX-512"))]
     pub(crate) fn trailer_words(&self) -> [u64; 4] {
         let start = u64::from_le_bytes(*b"%3D&se=\0");
         let low = u128::from(start) | self.first << 56;

@@ -198,7 +198,7 @@ fn compress_whole(state: &mut State, mut blocks: &[u8]) {
 }
 
 #[inline]
-fn to_bytes(state: &State) -> [u8; TAG_LEN] {
+pub(crate) fn to_bytes(state: &State) -> [u8; TAG_LEN] {
     let mut bytes = [0; TAG_LEN];
     for (chunk, word) in bytes.chunks_exact_mut(4).zip(state) {
         chunk.copy_from_slice(&word.to_be_bytes());

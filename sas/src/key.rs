@@ -79,7 +79,12 @@ impl Key {
     /// The key of a device in a group enrolment of the Device Provisioning Service, `self` being the group's key:
     /// HMAC-SHA256 over the registration id (Microsoft, "Symmetric key attestation", group enrolments).
     pub fn derive(&self, registration_id: &str) -> Key {
-        let mut tag = self.hmac(&[registration_id.as_bytes()]);
+        Self::derived_by(&self.hmac_states(), registration_id)
+    }
+
+    /// The same with the group's key prepared.
+    pub(crate) fn derived_by(group: &HmacSha256, registration_id: &str) -> Key {
+        let mut tag = group.tag(&[registration_id.as_bytes()]);
         let key = Self::from_checked(&tag);
         secret::wipe(&mut tag);
         key
@@ -90,7 +95,7 @@ impl Key {
     }
 
     /// The place of another key's bytes, followed by zeros, for the caller to write. `len` is valid.
-    #[cfg(all(avx512, feature = "simd"))]
+    #[cfg(avx512)]
     #[inline]
     pub(crate) fn overwrite(&mut self, len: usize) -> &mut [u8; Self::MAX_LEN] {
         self.len = len as u8;

@@ -7,7 +7,7 @@ use crate::{
     hmac::{BLOCK_LEN, HmacSha256},
     message::{Message, split_whole},
     resource::ResourceUri,
-    signature::SIGNATURE_LEN_MAX,
+    signature::{self, SIGNATURE_LEN_MAX},
     token::{EXPIRY_FIELD, Expiry, HEAD, SIGNATURE_FIELD, SignError, Signer, Token, finish},
 };
 
@@ -69,7 +69,8 @@ impl Renewal {
         for (target, block) in blocks.take(head_len.div_ceil(BLOCK_LEN)) {
             target.copy_from_slice(block);
         }
-        let len = finish(&self.key, &message, &se, b"", buffer, head_len).ok_or(too_small)?;
+        let write_signature = |out: &mut _| signature::write(&self.key, &message, out);
+        let len = finish(write_signature, &se, b"", buffer, head_len).ok_or(too_small)?;
         Token::from_start(buffer, len).ok_or(too_small)
     }
 }

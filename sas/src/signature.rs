@@ -30,21 +30,34 @@ pub(crate) fn is_of(key: &HmacSha256, message: &Message<'_>, text: &[u8]) -> boo
     if let Some(answer) = simd::is_signature_of(key, message, text) {
         return answer;
     }
+    match padded(text) {
+        Some(given) => is_text_of(&key.tag_words(message), &given),
+        None => false,
+    }
+}
+
+/// A text followed by zeros, for [`is_text_of`]; `None` if it is too long for a signature. To be made before the tag:
+/// what was just copied can't be loaded in full registers yet.
+#[inline]
+pub(crate) fn padded(text: &[u8]) -> Option<[u8; SIGNATURE_LEN_MAX]> {
     let mut given = [0; SIGNATURE_LEN_MAX];
-    let Some(target) = given.get_mut(..text.len()) else {
-        return false;
-    };
-    target.copy_from_slice(text);
+    given.get_mut(..text.len())?.copy_from_slice(text);
+    Some(given)
+}
+
+/// Whether `given` is the text of the tag.
+#[inline]
+pub(crate) fn is_text_of(tag: &State, given: &[u8; SIGNATURE_LEN_MAX]) -> bool {
     let mut expected = [0; SIGNATURE_LEN_MAX];
-    write_text(&key.tag_words(message), &mut expected);
-    let is_equal = secret::is_equal(&given, &expected);
+    write_text(tag, &mut expected);
+    let is_equal = secret::is_equal(given, &expected);
     secret::wipe(&mut expected);
     is_equal
 }
 
-/// Nothing but zeros is added to what `out` holds behind the text.
+/// Writes a tag's text and returns its length. Nothing but zeros is added to what `out` holds behind the text.
 #[inline]
-fn write_text(tag: &State, out: &mut [u8; SIGNATURE_LEN_MAX]) -> usize {
+pub(crate) fn write_text(tag: &State, out: &mut [u8; SIGNATURE_LEN_MAX]) -> usize {
     let mut at = 0;
     let mut put = |text: [u8; 4]| {
         // At most 42 digits of three bytes each lie before. The mask says so to the compiler, which then leaves the

@@ -100,7 +100,8 @@ impl Signer {
         let se = Decimal::of(expiry.0);
         let message = Message::new(resource, &se);
         let at = write_head(resource, buffer).ok_or(too_small)?;
-        let len = finish(&self.hmac, &message, &se, skn, buffer, at).ok_or(too_small)?;
+        let write_signature = |out: &mut _| signature::write(&self.hmac, &message, out);
+        let len = finish(write_signature, &se, skn, buffer, at).ok_or(too_small)?;
         Token::from_start(buffer, len).ok_or(too_small)
     }
 
@@ -109,7 +110,7 @@ impl Signer {
         &self.hmac
     }
 
-    #[cfg(all(avx512, feature = "simd"))]
+    #[cfg(avx512)]
     pub(crate) fn key_mut(&mut self) -> &mut HmacSha256 {
         &mut self.hmac
     }
@@ -213,14 +214,13 @@ fn write_head(resource: &ResourceUri, buffer: &mut [u8]) -> Option<usize> {
 /// Writes the signature at `at` and all behind it, and returns the token's length; `None` if the buffer is too small.
 #[inline]
 pub(crate) fn finish(
-    key: &HmacSha256,
-    message: &Message<'_>,
+    write_signature: impl FnOnce(&mut [u8; SIGNATURE_LEN_MAX]) -> usize,
     se: &Decimal,
     skn: &[u8],
     buffer: &mut [u8],
     mut at: usize,
 ) -> Option<usize> {
-    at += signature::write(key, message, buffer.get_mut(at..)?.first_chunk_mut()?);
+    at += write_signature(buffer.get_mut(at..)?.first_chunk_mut()?);
     let (field, rest) = buffer.get_mut(at..)?.split_first_chunk_mut()?;
     *field = *EXPIRY_FIELD;
     se.write(rest.first_chunk_mut()?);

@@ -84,7 +84,13 @@ impl Verifier {
         Ok(verified)
     }
 
-    #[cfg(all(avx512, feature = "simd"))]
+    #[cfg(avx512)]
+    #[inline]
+    pub(crate) fn primary(&self) -> &HmacSha256 {
+        &self.primary
+    }
+
+    #[cfg(accelerated)]
     #[inline]
     pub(crate) fn key(&self, slot: KeySlot) -> Option<&HmacSha256> {
         match slot {

@@ -20,7 +20,7 @@ fn tokens_of_every_sdk_verify_on_every_level_alone_and_in_bulk() {
     let base64 = GeneralPurpose::new(&alphabet::STANDARD, lenient);
     let vectors: serde_json::Value = serde_json::from_str(include_str!("vectors/sas.json")).unwrap();
     let text = |vector: &serde_json::Value, name: &str| vector[name].as_str().unwrap_or_default().to_owned();
-    for highest in [Level::Portable, Level::Sha, Level::Avx512] {
+    for highest in [Level::Portable, Level::Avx2, Level::Sha, Level::Avx512] {
         assert_eq!(limit_to(highest), level());
         assert!(level() <= highest);
         let cases: Vec<(HmacSha256, String, String, u64)> = vectors

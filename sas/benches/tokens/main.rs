@@ -147,8 +147,13 @@ fn main() {
     singles(&mut table, &devices, Level::Portable, [(2.0, 1.8), (1.7, 1.5), (2.25, 2.0), (2.2, 1.9)]);
     if best == Level::Avx512 {
         singles(&mut table, &devices, best, [(1.55, 1.4), (1.4, 1.25), (1.5, 1.35), (1.5, 1.35)]);
-        few.add_rows(&mut table, [(1.25, 1.12), (1.5, 1.3), (1.6, 1.4)]);
-        many.add_rows(&mut table, [(1.25, 1.12), (1.75, 1.75), (1.75, 1.75)]);
+        few.add_rows(&mut table, best, [(1.25, 1.12), (1.5, 1.3), (1.6, 1.4)].map(Some));
+        many.add_rows(&mut table, best, [(1.25, 1.12), (1.75, 1.75), (1.75, 1.75)].map(Some));
+    }
+    for level in [Level::Sha, Level::Avx2, Level::Portable] {
+        if limit_to(level) == level {
+            few.add_rows(&mut table, level, [None; 3]);
+        }
     }
     let first_peer = table.rows.len();
     peer::<RustCrypto>(&mut table, &devices);
@@ -177,12 +182,18 @@ fn limits(rows: &mut Vec<Row<'_>>) {
     rows.push(Row {
         name: "LIMIT: one of sixteen lanes".into(),
         count: 64 * 16,
-        work: Box::new(|| chain_in_lanes(64, false)),
+        work: Box::new(|| {
+            limit_to(Level::Avx512);
+            chain_in_lanes(64, false);
+        }),
     });
     rows.push(Row {
         name: "LIMIT: one of two waves of sixteen lanes".into(),
         count: 64 * 32,
-        work: Box::new(|| chain_in_lanes(64, true)),
+        work: Box::new(|| {
+            limit_to(Level::Avx512);
+            chain_in_lanes(64, true);
+        }),
     });
 }
 

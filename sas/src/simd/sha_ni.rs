@@ -1,16 +1,17 @@
-//! HMAC-SHA256 with the SHA instructions (Intel, "Intel SHA Extensions", 2013).
+//! HMAC-SHA256 with the SHA instructions of x86-64 (Intel, "Intel SHA Extensions", 2013).
 //!
 //! These instructions have no encoding of the AVX kind, and mixing both kinds costs a hundred nanoseconds at each
 //! change while the upper halves of vector registers are in use. So nothing here is inlined into AVX code: the
 //! compiler clears the upper halves before it calls a function that has no AVX.
 
-#![allow(unsafe_code, reason = "loads and stores of registers")]
-#![allow(clippy::indexing_slicing, reason = "indices are constants")]
+#![allow(unsafe_code, reason = "the caller knows that the processor has the instructions")]
+#![allow(unsafe_op_in_unsafe_fn, reason = "before Rust 1.87 every intrinsic is unsafe to call")]
+#![allow(clippy::indexing_slicing, reason = "indices are constants or bounded by the number of streams")]
 
 use core::arch::x86_64::{
     __m128i, _mm_add_epi32, _mm_alignr_epi8, _mm_blend_epi16, _mm_loadu_si128, _mm_set_epi32, _mm_set_epi64x,
-    _mm_set1_epi8, _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32, _mm_shuffle_epi8,
-    _mm_shuffle_epi32, _mm_storeu_si128, _mm_xor_si128,
+    _mm_set1_epi8, _mm_setzero_si128, _mm_sha256msg1_epu32, _mm_sha256msg2_epu32, _mm_sha256rnds2_epu32,
+    _mm_shuffle_epi8, _mm_shuffle_epi32, _mm_storeu_si128, _mm_xor_si128,
 };
 
 use super::K;
@@ -29,27 +30,48 @@ struct Halves {
 /// Sixteen words of a message, in order.
 type Words = [__m128i; 4];
 
-/// The tag over a message, as the words of SHA-256's last state.
+/// The tags over some messages, as the words of SHA-256's last state.
 #[inline(never)]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-pub(super) fn tag(key: &HmacSha256, message: &Message<'_>) -> State {
-    let mut inner = [unpack(&key.inner)];
-    let mut whole = message.whole;
-    while let Some((block, rest)) = whole.split_first_chunk() {
-        inner = compress(inner, [load(block)]);
-        whole = rest;
+pub(super) unsafe fn tags<const COUNT: usize>(
+    keys: [&HmacSha256; COUNT],
+    messages: [&Message<'_>; COUNT],
+) -> [State; COUNT] {
+    let mut inner = [unpack(&INITIAL_STATE); COUNT];
+    let mut outer = inner;
+    let mut together = usize::MAX;
+    for (i, message) in messages.iter().enumerate() {
+        inner[i] = unpack(&keys[i].inner);
+        outer[i] = unpack(&keys[i].outer);
+        together = together.min(message.block_count());
     }
-    for block in message.tail() {
-        inner = compress(inner, [load(block)]);
+    let mut words = [[_mm_setzero_si128(); 4]; COUNT];
+    for index in 0..together {
+        for (words, message) in words.iter_mut().zip(messages) {
+            *words = load(message.block(index));
+        }
+        inner = compress(inner, words);
     }
-    let [outer] = compress([unpack(&key.outer)], [closing_words(inner[0])]);
-    pack(outer)
+    for (inner, message) in inner.iter_mut().zip(messages) {
+        for index in together..message.block_count() {
+            [*inner] = compress([*inner], [load(message.block(index))]);
+        }
+    }
+    for (words, inner) in words.iter_mut().zip(inner) {
+        *words = closing_words(inner);
+    }
+    outer = compress(outer, words);
+    let mut tags = [INITIAL_STATE; COUNT];
+    for (tag, outer) in tags.iter_mut().zip(outer) {
+        *tag = pack(outer);
+    }
+    tags
 }
 
 /// [`HmacSha256::from_padded`], both pads at once.
 #[inline(never)]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-pub(super) fn prepare(key: &[u8; BLOCK_LEN]) -> HmacSha256 {
+pub(super) unsafe fn prepare(key: &[u8; BLOCK_LEN]) -> HmacSha256 {
     let (mut inner, mut outer) = (load(key), load(key));
     for (inner, outer) in inner.iter_mut().zip(&mut outer) {
         *inner = _mm_xor_si128(*inner, _mm_set1_epi8(0x36));
@@ -60,16 +82,19 @@ pub(super) fn prepare(key: &[u8; BLOCK_LEN]) -> HmacSha256 {
     HmacSha256 { inner: pack(inner), outer: pack(outer) }
 }
 
-/// One block of each stream, the streams' instructions interleaved.
+/// One block of each stream, the streams' instructions interleaved: one alone waits for its own results.
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn compress<const STREAMS: usize>(start: [Halves; STREAMS], words: [Words; STREAMS]) -> [Halves; STREAMS] {
+unsafe fn compress<const STREAMS: usize>(
+    start: [Halves; STREAMS],
+    words: [Words; STREAMS],
+) -> [Halves; STREAMS] {
     let (mut state, mut words) = (start, words);
     // Written out, so that the words stay in registers.
     macro_rules! four_rounds {
         ($($i:literal)+) => {$(
-            let [k0, k1, k2, k3] = [K[4 * $i], K[4 * $i + 1], K[4 * $i + 2], K[4 * $i + 3]].map(u32::cast_signed);
-            let k = _mm_set_epi32(k3, k2, k1, k0);
+            let [k0, k1, k2, k3] = [K[4 * $i], K[4 * $i + 1], K[4 * $i + 2], K[4 * $i + 3]];
+            let k = _mm_set_epi32(k3 as i32, k2 as i32, k1 as i32, k0 as i32);
             for (state, words) in state.iter_mut().zip(&mut words) {
                 if $i >= 4 {
                     // The words that are four steps old make room for the next ones.
@@ -94,7 +119,7 @@ fn compress<const STREAMS: usize>(start: [Halves; STREAMS], words: [Words; STREA
 /// The outer hash's block: digest, end mark, length of 64 + 32 bytes in bits.
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn closing_words(inner: Halves) -> Words {
+unsafe fn closing_words(inner: Halves) -> Words {
     let [dcba, hgfe] = in_order(inner);
     let bits = 8 * (BLOCK_LEN + TAG_LEN) as i32;
     [dcba, hgfe, _mm_set_epi32(0, 0, 0, i32::MIN), _mm_set_epi32(bits, 0, 0, 0)]
@@ -102,12 +127,11 @@ fn closing_words(inner: Halves) -> Words {
 
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn unpack(state: &State) -> Halves {
-    let [low, high] = [0, 4].map(|at| {
-        let words = state.get(at..).and_then(<[u32]>::first_chunk::<4>).copied().unwrap_or_default();
-        let [a, b, c, d] = words.map(u32::cast_signed);
-        _mm_set_epi32(d, c, b, a)
-    });
+unsafe fn unpack(state: &State) -> Halves {
+    // Taken word by word from wherever they are: a state that was just stored is not read back by halves.
+    let [a, b, c, d, e, f, g, h] = *state;
+    let low = _mm_set_epi32(d as i32, c as i32, b as i32, a as i32);
+    let high = _mm_set_epi32(h as i32, g as i32, f as i32, e as i32);
     let cdab = _mm_shuffle_epi32(low, 0xb1);
     let efgh = _mm_shuffle_epi32(high, 0x1b);
     Halves { abef: _mm_alignr_epi8(cdab, efgh, 8), cdgh: _mm_blend_epi16(efgh, cdab, 0xf0) }
@@ -115,7 +139,7 @@ fn unpack(state: &State) -> Halves {
 
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn in_order(state: Halves) -> [__m128i; 2] {
+unsafe fn in_order(state: Halves) -> [__m128i; 2] {
     let feba = _mm_shuffle_epi32(state.abef, 0x1b);
     let dchg = _mm_shuffle_epi32(state.cdgh, 0xb1);
     [_mm_blend_epi16(feba, dchg, 0xf0), _mm_alignr_epi8(dchg, feba, 8)]
@@ -123,30 +147,24 @@ fn in_order(state: Halves) -> [__m128i; 2] {
 
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn pack(state: Halves) -> State {
+unsafe fn pack(state: Halves) -> State {
     let mut words = [0; 8];
-    let (low, high) = words.split_at_mut(4);
-    for (half, part) in [low, high].into_iter().zip(in_order(state)) {
-        // SAFETY: the half has four words of four bytes, and the instruction asks for no alignment.
-        unsafe { _mm_storeu_si128(half.as_mut_ptr().cast(), part) };
-    }
+    let [low, high] = in_order(state);
+    let target: *mut u32 = words.as_mut_ptr();
+    // Eight words of four bytes are there, and the instruction asks for no alignment.
+    _mm_storeu_si128(target.cast(), low);
+    _mm_storeu_si128(target.add(4).cast(), high);
     words
 }
 
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn load(block: &[u8; BLOCK_LEN]) -> Words {
+unsafe fn load(block: &[u8; BLOCK_LEN]) -> Words {
     let swap = _mm_set_epi64x(0x0c0d_0e0f_0809_0a0b, 0x0405_0607_0001_0203);
     let mut words = [swap; 4];
-    for (words, bytes) in words.iter_mut().zip(block.as_chunks().0) {
-        *words = _mm_shuffle_epi8(load_16(bytes), swap);
+    for (words, bytes) in words.iter_mut().zip(block.chunks_exact(size_of::<__m128i>())) {
+        // Sixteen bytes are there, and the instruction asks for no alignment.
+        *words = _mm_shuffle_epi8(_mm_loadu_si128(bytes.as_ptr().cast()), swap);
     }
     words
-}
-
-#[inline]
-#[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn load_16(bytes: &[u8; 16]) -> __m128i {
-    // SAFETY: sixteen bytes are there, and the instruction asks for no alignment.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
 }

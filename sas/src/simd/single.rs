@@ -1,14 +1,12 @@
 //! One token: SHA instructions for the hash, AVX-512 for the text.
 
-#![allow(unsafe_code, reason = "loads of registers")]
+#![allow(unsafe_code, reason = "loads of registers, and a call of code for the same processors")]
 
-use core::arch::x86_64::{
-    __m512i, _mm_loadu_si128, _mm256_set_m128i, _mm512_cmpneq_epi8_mask, _mm512_zextsi256_si512,
-};
+use core::arch::x86_64::{__m512i, _mm_loadu_si128, _mm256_set_m128i, _mm512_zextsi256_si512};
 
 use super::{
     sha_ni,
-    text::{DIGITS, WIDTH, base64_text, decode, digits, escape, load, mask, store},
+    text::{Squeezed, digits, escape, store},
 };
 use crate::{
     hmac::{HmacSha256, State},
@@ -26,7 +24,8 @@ pub(super) fn write_signature(
     message: &Message<'_>,
     out: &mut [u8; SIGNATURE_LEN_MAX],
 ) -> Option<usize> {
-    let tag = sha_ni::tag(key, message);
+    // SAFETY: SHA instructions and their company are enabled here too.
+    let [tag] = unsafe { sha_ni::tags([key], [message]) };
     let escaped = escape(digits(load_state(&tag), 0));
     let [first, second] = escaped.lens;
     store(out, escaped.parts[0])?;
@@ -40,37 +39,16 @@ pub(super) fn write_signature(
     enable = "sha,sse4.1,ssse3,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt"
 )]
 pub(super) fn is_signature_of(key: &HmacSha256, message: &Message<'_>, text: &[u8]) -> Option<bool> {
-    if text.len() > WIDTH {
+    let mut given = Squeezed::nothing();
+    if !given.read(text, text.len()) {
         return None;
     }
-    let mut tag = sha_ni::tag(key, message);
-    let expected = base64_text(digits(load_state(&tag), 0));
-    let mut given = load(&[]);
-    let len = decode(load(text), text.len(), &mut given);
-    let is_same = len == Some(SIGNATURE_LEN) && is_equal(given, expected);
+    // SAFETY: as above.
+    let [mut tag] = unsafe { sha_ni::tags([key], [message]) };
+    let is_same = given.is_of(digits(load_state(&tag), 0));
     secret::wipe_words(&mut tag);
     Some(is_same)
 }
-
-/// Bytes of a signature's text before it is percent-encoded: the digits and `=`.
-pub(super) const SIGNATURE_LEN: usize = DIGITS + 1;
-
-/// Whether `given` is the signature whose digits are `expected`. Looks at all digits at once.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
-pub(super) fn is_equal(given: __m512i, expected: __m512i) -> bool {
-    let padded = load(&PADDING);
-    let differ = _mm512_cmpneq_epi8_mask(given, expected) & mask(DIGITS);
-    let unpadded = _mm512_cmpneq_epi8_mask(given, padded) & 1 << DIGITS;
-    (differ | unpadded) == 0
-}
-
-/// `=`, in its place.
-static PADDING: [u8; SIGNATURE_LEN] = {
-    let mut bytes = [0; SIGNATURE_LEN];
-    bytes[DIGITS] = b'=';
-    bytes
-};
 
 #[inline]
 #[target_feature(enable = "sse2,avx512f")]

@@ -5,13 +5,14 @@
 #![allow(clippy::indexing_slicing, reason = "indices are constants or bounded by the number of lanes")]
 
 use core::arch::x86_64::{
-    __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_storeu_si256, _mm512_and_si512,
+    __m256i, __m512i, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch, _mm256_storeu_si256, _mm512_and_si512,
     _mm512_cmpeq_epi8_mask, _mm512_cmpge_epu8_mask, _mm512_cmpneq_epi8_mask, _mm512_loadu_si512,
     _mm512_madd_epi16, _mm512_maddubs_epi16, _mm512_mask_mov_epi8, _mm512_maskz_compress_epi8,
     _mm512_maskz_loadu_epi8, _mm512_maskz_mov_epi8, _mm512_maskz_permutexvar_epi8, _mm512_movepi8_mask,
     _mm512_multishift_epi64_epi8, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_storeu_si512,
-    _pdep_u64,
+    _mm512_ternarylogic_epi32, _mm512_test_epi8_mask, _mm512_test_epi32_mask, _mm512_xor_si512, _pdep_u64,
+    _pext_u64,
 };
 
 use crate::base64;
@@ -46,12 +47,70 @@ pub(super) fn digits(digests: __m512i, half: usize) -> __m512i {
     _mm512_and_si512(shifted, _mm512_set1_epi8(63))
 }
 
-/// The digits in base64's alphabet.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
-pub(super) fn base64_text(digits: __m512i) -> __m512i {
-    _mm512_permutexvar_epi8(digits, constant(&ALPHABET))
+/// A signature as it stands in a token, each escape squeezed into its last character, in lower case.
+#[derive(Clone, Copy)]
+pub(super) struct Squeezed {
+    text: __m512i,
+    /// Which places are escapes.
+    escaped: u64,
 }
+
+impl Squeezed {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn nothing() -> Self {
+        Self { text: _mm512_setzero_si512(), escaped: 0 }
+    }
+
+    /// Takes the first `len` bytes of `text`. Says whether they have the form of a signature with `+`, `/` and `=` percent-encoded,
+    /// and are no longer than a register.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
+    pub(super) fn read(&mut self, text: &[u8], len: usize) -> bool {
+        let end = text.get(..len).and_then(<[u8]>::last_chunk);
+        let is_padded = matches!(end, Some([b'%', b'3', b'D' | b'd'])) & (len <= WIDTH);
+        let inside = mask(len);
+        let text = load(text);
+        let escapes = _mm512_cmpeq_epi8_mask(text, _mm512_set1_epi8(b'%' as i8)) & inside;
+        let next = _mm512_permutexvar_epi8(constant(&NEXT), text);
+        let next_but_one = _mm512_permutexvar_epi8(constant(&NEXT_BUT_ONE), text);
+        // All but the last one, which is there if the end is right.
+        let with_two = _mm512_cmpeq_epi8_mask(next, _mm512_set1_epi8(b'2' as i8)) & escapes;
+        let lower = _mm512_or_si512(next_but_one, _mm512_set1_epi8(0x20));
+        let keep = inside & !(escapes << 1 | escapes << 2);
+        self.text = _mm512_maskz_compress_epi8(keep, _mm512_mask_mov_epi8(text, escapes, lower));
+        self.escaped = _pext_u64(escapes, keep);
+        is_padded & (with_two == escapes & (inside >> 3))
+    }
+
+    /// Whether it is the signature with these digits. Looks at all of them at once.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
+    pub(super) fn is_of(&self, digits: __m512i) -> bool {
+        let escaped = _mm512_cmpge_epu8_mask(digits, _mm512_set1_epi8(62));
+        let expected = _mm512_maskz_permutexvar_epi8(DIGIT_PLACES, digits, constant(&SQUEEZED));
+        let differ = _mm512_ternarylogic_epi32::<0x96>(self.text, expected, constant(&PADDING));
+        (u64::from(_mm512_test_epi32_mask(differ, differ)) | (escaped | 1 << DIGITS) ^ self.escaped) == 0
+    }
+}
+
+/// The places of a signature's digits.
+const DIGIT_PLACES: u64 = u64::MAX >> (WIDTH - DIGITS);
+
+/// The digits as [`Squeezed`] has them: `%2B` and `%2F` by their last character.
+static SQUEEZED: Bytes = {
+    let mut bytes = ALPHABET.0;
+    bytes[62] = b'b';
+    bytes[63] = b'f';
+    Bytes(bytes)
+};
+
+/// `%3D` behind the digits, likewise.
+static PADDING: Bytes = {
+    let mut bytes = [0; WIDTH];
+    bytes[DIGITS] = b'd';
+    Bytes(bytes)
+};
 
 /// The digits as they stand in a token.
 #[inline]
@@ -77,30 +136,48 @@ pub(super) fn escape(digits: __m512i) -> Escaped {
     }
 }
 
-/// The first `len` bytes of `text` with each `%XX` decoded go to `decoded`; returns how many bytes that gives. `None` if
-/// some escape is incomplete.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
-pub(super) fn decode(text: __m512i, len: usize, decoded: &mut __m512i) -> Option<usize> {
-    let inside = mask(len);
-    let escapes = _mm512_cmpeq_epi8_mask(text, _mm512_set1_epi8(b'%' as i8)) & inside;
-    let next = _mm512_permutexvar_epi8(constant(&NEXT), text);
-    let next_but_one = _mm512_permutexvar_epi8(constant(&NEXT_BUT_ONE), text);
-    let high = _mm512_permutex2var_epi8(constant(&LOWER_NIBBLES), next, constant(&UPPER_NIBBLES));
-    let low = _mm512_permutex2var_epi8(constant(&LOWER_NIBBLES), next_but_one, constant(&UPPER_NIBBLES));
-    // The tables see the lower seven bits alone, so what isn't ASCII is looked for besides.
-    let characters = _mm512_or_si512(next, next_but_one);
-    let wrong = _mm512_movepi8_mask(_mm512_or_si512(_mm512_or_si512(high, low), characters)) & escapes;
-    let cut_off = escapes & !(inside >> 2);
-    if (wrong | cut_off) != 0 {
-        return None;
+/// A text with each `%XX` decoded, zeros behind it.
+pub(super) struct Decoded {
+    text: __m512i,
+    len: usize,
+    /// Whether every escape was whole.
+    is_good: bool,
+}
+
+impl Decoded {
+    /// The first `len` bytes of `text`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
+    pub(super) fn of(text: __m512i, len: usize) -> Self {
+        let inside = mask(len);
+        let escapes = _mm512_cmpeq_epi8_mask(text, _mm512_set1_epi8(b'%' as i8)) & inside;
+        let next = _mm512_permutexvar_epi8(constant(&NEXT), text);
+        let next_but_one = _mm512_permutexvar_epi8(constant(&NEXT_BUT_ONE), text);
+        // The table sees the lower six bits alone; what it says of the next one must be true, and the highest is zero.
+        let high = _mm512_permutexvar_epi8(next, constant(&NIBBLES));
+        let low = _mm512_permutexvar_epi8(next_but_one, constant(&NIBBLES));
+        let differ = _mm512_or_si512(_mm512_xor_si512(high, next), _mm512_xor_si512(low, next_but_one));
+        let characters = _mm512_or_si512(next, next_but_one);
+        let unknown = _mm512_movepi8_mask(_mm512_or_si512(_mm512_or_si512(high, low), characters));
+        let unlike = _mm512_test_epi8_mask(differ, _mm512_set1_epi8(LETTER as i8));
+        let wrong = (unknown | unlike | !(inside >> 2)) & escapes;
+        // The shift carries bits from one byte into the next, which the mask takes away.
+        let high = _mm512_and_si512(_mm512_slli_epi16::<4>(high), _mm512_set1_epi8(0xf0_u8.cast_signed()));
+        let bytes = _mm512_or_si512(high, _mm512_and_si512(low, _mm512_set1_epi8(0x0f)));
+        let keep = inside & !(escapes << 1 | escapes << 2);
+        Self {
+            text: _mm512_maskz_compress_epi8(keep, _mm512_mask_mov_epi8(text, escapes, bytes)),
+            len: keep.count_ones() as usize,
+            is_good: wrong == 0,
+        }
     }
-    // The shift carries what isn't a digit from one byte into the next.
-    let upper = _mm512_and_si512(_mm512_slli_epi16::<4>(high), _mm512_set1_epi8(0xf0_u8.cast_signed()));
-    let bytes = _mm512_or_si512(upper, low);
-    let keep = inside & !(escapes << 1 | escapes << 2);
-    *decoded = _mm512_maskz_compress_epi8(keep, _mm512_mask_mov_epi8(text, escapes, bytes));
-    Some(keep.count_ones() as usize)
+
+    /// Whether it came to this text, of a register's width at most.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
+    pub(super) fn is(&self, plain: &[u8]) -> bool {
+        self.is_good & (self.len == plain.len()) & (_mm512_cmpneq_epi8_mask(self.text, load(plain)) == 0)
+    }
 }
 
 /// Decodes the base64 text of up to 48 bytes, followed by zeros, as [`base64::decode`] does, and returns their number.
@@ -150,6 +227,14 @@ pub(super) fn load(bytes: &[u8]) -> __m512i {
     unsafe { _mm512_maskz_loadu_epi8(mask(bytes.len()), bytes.as_ptr().cast()) }
 }
 
+/// Sixty-four bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn load_whole(bytes: &[u8; WIDTH]) -> __m512i {
+    // SAFETY: 64 bytes are there, and the instruction asks for no alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
 /// Asks for the first cache lines of what is needed soon. Those behind its end do no harm.
 #[inline]
 pub(super) fn prefetch<const LINES: usize, T: ?Sized>(value: &T) {
@@ -157,6 +242,16 @@ pub(super) fn prefetch<const LINES: usize, T: ?Sized>(value: &T) {
     for line in 0..LINES {
         // SAFETY: a prefetch has no effect but on time, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * WIDTH)) };
+    }
+}
+
+/// The same for lines that will be written, from the value with this index on.
+#[inline]
+pub(super) fn prefetch_to_write<const LINES: usize, T>(values: &[T], index: usize) {
+    let start: *const i8 = values.as_ptr().wrapping_add(index).cast();
+    for line in 0..LINES {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(start.wrapping_add(line * WIDTH)) };
     }
 }
 
@@ -292,25 +387,25 @@ pub(super) const fn ahead(count: usize) -> Bytes {
     Bytes(bytes)
 }
 
-/// Values of hexadecimal digits; the highest bit is set for what is none.
-static LOWER_NIBBLES: Bytes = nibbles(0);
-static UPPER_NIBBLES: Bytes = nibbles(64);
+/// What a hexadecimal letter has and a digit hasn't.
+const LETTER: u8 = 0x40;
 
-const fn nibbles(first: usize) -> Bytes {
-    let mut bytes = [0; WIDTH];
-    let mut i = 0;
-    while i < WIDTH {
-        let character = (first + i) as u8;
-        bytes[i] = match character {
-            b'0'..=b'9' => character - b'0',
-            b'A'..=b'F' => character - b'A' + 10,
-            b'a'..=b'f' => character - b'a' + 10,
-            _ => 0x80,
-        };
-        i += 1;
+/// Values of hexadecimal digits by the lower six bits of the character, with [`LETTER`] where that is a letter; the
+/// highest bit is set for what is none.
+static NIBBLES: Bytes = {
+    let mut bytes = [0x80; WIDTH];
+    let mut value = 0;
+    while value < 16 {
+        if value < 10 {
+            bytes[b'0' as usize + value] = value as u8;
+        } else {
+            bytes[b'A' as usize % WIDTH + value - 10] = LETTER | value as u8;
+            bytes[b'a' as usize % WIDTH + value - 10] = LETTER | value as u8;
+        }
+        value += 1;
     }
     Bytes(bytes)
-}
+};
 
 /// Values of base64's digits; the highest bit is set for what is none.
 static LOWER_VALUES: Bytes = values(0);
@@ -339,3 +434,33 @@ static DECODED_ORDER: Bytes = {
     }
     Bytes(bytes)
 };
+
+#[cfg(test)]
+mod tests {
+    use super::{Decoded, load};
+    use crate::simd::{Level, level};
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,bmi1,bmi2,popcnt")]
+    fn is_decoded_to(text: &[u8], plain: &[u8]) -> bool {
+        Decoded::of(load(text), text.len()).is(plain)
+    }
+
+    #[test]
+    fn two_characters_behind_a_percent_sign_are_a_byte_if_both_are_hexadecimal_digits() {
+        if level() != Level::Avx512 {
+            return;
+        }
+        let value = |character: u8| char::from(character).to_digit(16);
+        for high in 0..=255 {
+            for low in 0..=255 {
+                let byte = value(high).zip(value(low)).map(|(high, low)| (16 * high + low) as u8);
+                for wanted in [byte.unwrap_or(b'/'), b'/'] {
+                    // SAFETY: the level has all that the function needs.
+                    let is_it =
+                        unsafe { is_decoded_to(&[b'a', b'%', high, low, b'b'], &[b'a', wanted, b'b']) };
+                    assert_eq!(is_it, byte == Some(wanted), "{high:#x} {low:#x}");
+                }
+            }
+        }
+    }
+}
