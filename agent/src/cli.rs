@@ -16,7 +16,7 @@ use crate::chain::Chain;
 use crate::config::Config;
 use crate::driver::text_of;
 use crate::store::{self, Loaded};
-use crate::{local, provision, run};
+use crate::{local, logging, provision, run};
 
 /// Exit code when what was asked for failed.
 const FAILED: u8 = 1;
@@ -35,8 +35,8 @@ struct Arguments {
 enum Command {
     /// Run the daemon; SIGTERM ends it cleanly, SIGHUP reads the configuration again.
     Run(ConfigArgument),
-    /// Create the key ring from the device's connection string, read from standard input.
-    #[command(after_help = "Example:\n  twinkey-agent provision < connection-string")]
+    /// Create the key ring from the device's connection string, read from standard input; or give it another key (--replace).
+    #[command(after_help = PROVISION_EXAMPLES)]
     Provision {
         #[command(flatten)]
         config: ConfigArgument,
@@ -46,8 +46,15 @@ enum Command {
         /// The slot in the registry that the key comes from.
         #[arg(long, value_enum, default_value = "primary")]
         slot: SlotArgument,
+        /// Give an existing key ring another key of the same device, for when the hub accepts none of those it holds.
+        /// A running agent takes it without a restart; the keys it holds stay.
+        #[arg(long)]
+        replace: bool,
     },
     /// Show the key ring by fingerprints, and the running agent's connection.
+    #[command(
+        after_help = "Exits with 0 whenever there is something to show, also when the agent is not connected or not running: programs read `connection.connected` and `running` in the JSON."
+    )]
     Status {
         #[command(flatten)]
         config: ConfigArgument,
@@ -97,6 +104,16 @@ const EXAMPLES: &str = "Examples:
   twinkey-agent status
   RUST_LOG=twinkey_agent=debug twinkey-agent run --config agent.toml";
 
+const PROVISION_EXAMPLES: &str = "Examples:
+  twinkey-agent provision < connection-string
+  twinkey-agent provision --replace < connection-string      the agent may be running
+
+--replace only adds a key: it is stored, tried whenever the active one is refused, and becomes the active one when the
+hub accepts it. Keys that are held stay.";
+
+/// How long `provision --replace` waits to see the key accepted.
+const REPLACE_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
+
 /// Runs the command that `args` (with the program's name in front) ask for.
 pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(args) {
@@ -107,7 +124,7 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED));
         }
     };
-    start_log(arguments.log);
+    let _log = start_log(arguments.log);
     forbid_core_dumps();
     match perform(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -122,7 +139,7 @@ fn perform(command: Command) -> Result<(), String> {
     let said = |error: &(dyn std::error::Error + 'static)| Chain(error).to_string();
     match command {
         Command::Run(ConfigArgument { config }) => run::run(&config).map_err(|error| said(&error)),
-        Command::Provision { config, from_file, slot } => {
+        Command::Provision { config, from_file, slot, replace } => {
             let config = Config::read(&config.config).map_err(|error| said(&error))?;
             let text = match from_file {
                 Some(path) => provision::read_file(&path).map_err(|error| said(&error))?,
@@ -130,14 +147,27 @@ fn perform(command: Command) -> Result<(), String> {
                     format!("can't read the connection string from standard input: {error}")
                 })?,
             };
+            let is_served = || {
+                local::is_served(&config.local.socket)
+                    .map_err(|error| unanswered(&config.local.socket, &error))
+            };
+            if replace && is_served()? {
+                return replace_in_running_agent(&config, &text, slot);
+            }
             let slot = match slot {
                 SlotArgument::Primary => KeySlot::Primary,
                 SlotArgument::Secondary => KeySlot::Secondary,
             };
             let mut store = store::open(&config.state.dir).map_err(|error| said(&error))?;
-            let key_ring = provision::provision(&mut store, &text, slot).map_err(|error| said(&error))?;
+            let provisioned = if replace {
+                provision::replace(&mut store, &text, slot)
+            } else {
+                provision::provision(&mut store, &text, slot)
+            };
+            let key_ring = provisioned.map_err(|error| said(&error))?;
+            let done = if replace { "key added to the key ring of" } else { "key ring created for" };
             print(&format!(
-                "key ring created for {} at {}\nnext: twinkey-agent run",
+                "{done} {} at {}\nnext: twinkey-agent run",
                 key_ring.registration.identity, key_ring.registration.host_name
             ))
         }
@@ -158,6 +188,49 @@ fn perform(command: Command) -> Result<(), String> {
     }
 }
 
+/// Hands the key to the agent that runs, and waits to see what the hub says of it.
+fn replace_in_running_agent(config: &Config, text: &str, slot: SlotArgument) -> Result<(), String> {
+    // What can't be used is said before anything is sent.
+    provision::parse(text).map_err(|error| Chain(&error).to_string())?;
+    let slot = match slot {
+        SlotArgument::Primary => "primary",
+        SlotArgument::Secondary => "secondary",
+    };
+    let request = local::replace_request(text, slot);
+    let answer = local::ask_text(&config.local.socket, &request)
+        .map_err(|error| unanswered(&config.local.socket, &error))?;
+    let Some(key) = answer.get("key").and_then(Value::as_str) else {
+        return Err(reason_of(&answer));
+    };
+    print(&format!("key {key} was handed to the running agent, which stores and tries it"))?;
+    let until = std::time::Duration::from_millis(250);
+    for _ in 0..(REPLACE_WAIT.as_millis() / until.as_millis()) {
+        std::thread::sleep(until);
+        let status = status(config)?;
+        if status.pointer("/connection/key").and_then(Value::as_str) == Some(key) {
+            return print("the hub has accepted it: the agent is connected with it");
+        }
+        // It is on disk, or there would be no key in the answer: brought now, or held all the time in the other slot.
+        if status.pointer("/connection/connected") == Some(&Value::Bool(true)) {
+            return print(
+                "the agent is connected with another key: this one is kept, and tried when that one is refused",
+            );
+        }
+        let troubles = status.pointer("/connection/troubles").and_then(Value::as_array);
+        let is_it = |trouble: &&Value| trouble.get("key").and_then(Value::as_str) == Some(key);
+        if let Some(trouble) = troubles.and_then(|troubles| troubles.iter().find(is_it)) {
+            let what = trouble.get("what").and_then(Value::as_str).unwrap_or("no reason was given");
+            return Err(format!(
+                "the key is stored, but not accepted so far: {what}. The agent goes on trying it with the others; see `twinkey-agent status`"
+            ));
+        }
+    }
+    Err(format!(
+        "the key is stored, but was not tried within {} s: see `twinkey-agent status`",
+        REPLACE_WAIT.as_secs()
+    ))
+}
+
 /// The running agent's own words, or what is on disk.
 fn status(config: &Config) -> Result<Value, String> {
     match local::ask(&config.local.socket, &json!({"request": "status"})) {
@@ -175,7 +248,7 @@ fn status(config: &Config) -> Result<Value, String> {
         Err(error) => return Err(unanswered(&config.local.socket, &error)),
     }
     let loaded = store::peek(&config.state.dir).map_err(|error| Chain(&error).to_string())?;
-    let Some(Loaded { key_ring, damaged }) = loaded else {
+    let Some(Loaded { key_ring, damaged, .. }) = loaded else {
         return Err(format!(
             "no agent answers at {} and there is no key ring in {}: run `twinkey-agent provision` with the device's connection string",
             config.local.socket.display(),
@@ -232,9 +305,21 @@ fn status_text(status: &Value) -> String {
                 at("/connection/key"),
                 at("/connection/tokenExpiry")
             ),
-            _ => format!("down; {}", at("/connection/troubles/0/what")),
+            _ => format!("down; {}", at("/connection/last")),
         };
         lines.push(format!("connection  {connection}"));
+        for trouble in status.pointer("/connection/troubles").and_then(Value::as_array).into_iter().flatten()
+        {
+            let text = |name: &str| trouble.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
+            lines.push(format!(
+                "trouble     {} {} since {}: {}",
+                text("key"),
+                text("kind"),
+                text("since"),
+                text("what")
+            ));
+            lines.push(format!("            next: {}", text("next")));
+        }
     }
     if at("/damagedFile") != "-" {
         lines.push(format!("damaged     {}", at("/damagedFile")));
@@ -251,6 +336,11 @@ fn status_text(status: &Value) -> String {
             at(&format!("/keyRenewal/{slot}/provenAt")),
         ));
     }
+    let others = status.pointer("/connection/alsoTried").and_then(Value::as_array);
+    let others: Vec<&str> = others.into_iter().flatten().filter_map(Value::as_str).collect();
+    if !others.is_empty() {
+        lines.push(format!("also tried  {}", others.join(", ")));
+    }
     if at("/running") == "true" {
         let reason = match at("/keyRenewal/reason").as_str() {
             "-" => String::new(),
@@ -266,7 +356,22 @@ fn status_text(status: &Value) -> String {
             at("/messages/waiting"),
             at("/messages/unacknowledged")
         ));
-        lines.push(format!("clock       {}", at("/clock")));
+        let by = match at("/clock/source").as_str() {
+            "hub" => format!(" by the hub; this machine's clock is wrong by {} s", at("/clock/offsetSecs")),
+            "floor" => {
+                format!(" or later; this machine's clock is behind by at least {} s", at("/clock/offsetSecs"))
+            }
+            _ => String::new(),
+        };
+        let trouble = match at("/clock/trouble").as_str() {
+            "-" => String::new(),
+            trouble => format!("; the hub could not be asked for the time: {trouble}"),
+        };
+        lines.push(format!("clock       {}{by}{trouble}", at("/clock/now")));
+        for suspicion in status.get("suspicions").and_then(Value::as_array).into_iter().flatten() {
+            let text = |name: &str| suspicion.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
+            lines.push(format!("suspicion   {}: {}", text("kind"), text("next")));
+        }
     }
     lines.push(format!("sequence    {}", at("/keyRenewal/sequence")));
     lines.join("\n")
@@ -311,9 +416,12 @@ fn forbid_core_dumps() {
 }
 
 /// `RUST_LOG` chooses what is logged; without it, our own events from `info` up.
-fn start_log(format: LogFormat) {
+fn start_log(format: LogFormat) -> logging::Guard {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let (queue, guard) = logging::start(std::io::stderr());
+    // An error of the log's own would be printed with a panic if that fails.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue).log_internal_errors(false);
     // A second subscriber in one process (tests) is no reason to stop.
     let _ = match format {
         LogFormat::Json => builder.json().try_init(),
@@ -325,4 +433,5 @@ fn start_log(format: LogFormat) {
             .with_target(false)
             .try_init(),
     };
+    guard
 }

@@ -7,7 +7,7 @@ use std::{fs, io};
 use serde::Deserialize;
 use twinkey_rotation::Policy;
 
-/// Longest configuration file, in bytes: the commented example takes 3 KiB.
+/// Longest configuration file, in bytes: the commented example takes 2 KiB.
 const FILE_LEN_MAX: u64 = 256 * 1024;
 /// Shortest token lifetime, in seconds: below it, renewals would follow each other like a storm.
 const TOKEN_LIFETIME_SECS_MIN: u64 = 10;
@@ -44,6 +44,8 @@ pub struct Hub {
     pub system_roots: bool,
     /// TCP port for MQTT over TLS.
     pub port: u16,
+    /// TCP port of the hub's HTTPS end, which is asked for the time when every key is refused.
+    pub https_port: u16,
     /// MQTT keep-alive in seconds, at most 1,177 (the hub's limit).
     pub keep_alive_secs: u16,
     /// How another key is tried.
@@ -101,6 +103,7 @@ impl Default for Hub {
             ca_file: None,
             system_roots: true,
             port: 8883,
+            https_port: 443,
             keep_alive_secs: 240,
             takeover: Takeover::MakeBeforeBreak,
         }
@@ -134,16 +137,18 @@ impl Default for Token {
 impl Config {
     /// Reads and checks a file.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-        let len = fs::metadata(path).map_err(unreadable)?.len();
-        if len > FILE_LEN_MAX {
-            return Err(unreadable(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it is too long for a configuration",
-            )));
-        }
-        Self::parse(&fs::read_to_string(path).map_err(unreadable)?)
+        Self::parse(&read_text(path)?)
             .map_err(|problem| ConfigError::Invalid { path: path.to_owned(), problem })
+    }
+
+    /// Reads and checks the file of a running agent. An empty one is refused: it is more likely half written than meant.
+    pub fn read_again(path: &Path) -> Result<Self, ConfigError> {
+        let text = read_text(path)?;
+        let checked = match text.trim() {
+            "" => Err("it is empty; write at least the name of a section, as in `[hub]`".to_owned()),
+            _ => Self::parse(&text),
+        };
+        checked.map_err(|problem| ConfigError::Invalid { path: path.to_owned(), problem })
     }
 
     /// Checks a text; the error says which line and what to do.
@@ -170,6 +175,7 @@ impl Config {
         )?;
         in_range("[hub] keep_alive_secs", config.hub.keep_alive_secs.into(), 10, 1_177)?;
         in_range("[hub] port", config.hub.port.into(), 1, 65_535)?;
+        in_range("[hub] https_port", config.hub.https_port.into(), 1, 65_535)?;
         Ok(config)
     }
 
@@ -208,6 +214,16 @@ fn problem_of(error: &toml::de::Error, text: &str) -> String {
     format!("line {}: {message}", before.matches('\n').count() + 1)
 }
 
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let len = fs::metadata(path).map_err(unreadable)?.len();
+    if len > FILE_LEN_MAX {
+        let problem = "it is too long for a configuration";
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, problem)));
+    }
+    fs::read_to_string(path).map_err(unreadable)
+}
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -239,6 +255,33 @@ mod tests {
         assert_eq!(config.hub.port, 8883);
         assert_eq!(config.policy().renew_after_ms, 48 * 60 * 1_000);
         assert_eq!(config.policy().propagation_window_ms, Policy::DEFAULT.propagation_window_ms);
+    }
+
+    #[test]
+    fn the_example_names_every_setting_with_its_default() {
+        let text = include_str!("../../docs/agent.example.toml");
+        let example = Config::parse(text).unwrap();
+        assert_eq!(format!("{example:?}"), format!("{:?}", Config::default()));
+        // What is left out because it has no default stands there as a comment.
+        let named = |name: &str| {
+            text.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{name} = ")))
+        };
+        for name in [
+            "connection_string_file",
+            "ca_file",
+            "system_roots",
+            "port",
+            "https_port",
+            "keep_alive_secs",
+            "takeover",
+            "dir",
+            "socket",
+            "propagation_window_secs",
+            "allow_unsealed",
+            "lifetime_secs",
+        ] {
+            assert!(named(name), "{name}");
+        }
     }
 
     #[test]

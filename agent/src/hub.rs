@@ -7,6 +7,7 @@
 pub mod dial;
 pub mod outbox;
 pub mod session;
+pub mod time;
 pub mod tls;
 pub mod topics;
 pub mod wire;

@@ -5,7 +5,8 @@
 //! * [`driver`] is the one loop; it performs what [`twinkey_rotation::step`] decides.
 //! * [`hub`] speaks MQTT over TLS; [`twin`] turns the twin's JSON into the machine's names and back.
 //! * [`keyring`] is what must not be lost; [`store`] keeps it on disk.
-//! * [`local`] serves programs on the same machine; [`cli`] is the command line.
+//! * [`clock`] knows what time it is, also on a board that does not.
+//! * [`supervisor`] is systemd; [`local`] serves programs on the same machine; [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
 mod chain;
@@ -16,9 +17,11 @@ pub mod driver;
 pub mod hub;
 pub mod keyring;
 pub mod local;
+mod logging;
 pub mod provision;
 pub mod run;
 pub mod store;
+pub mod supervisor;
 pub mod token;
 pub mod twin;
 

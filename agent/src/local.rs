@@ -9,6 +9,8 @@
 //! ← {"id":8,"ok":true,"status":{…}}
 //! → {"request":"token","id":9,"ttlSecs":600}
 //! ← {"id":9,"ok":true,"token":"…"}
+//! → {"request":"replace","id":10,"connectionString":"…","slot":"primary"}
+//! ← {"id":10,"ok":true,"key":"5f1d0c3b9a7e2466"}   the key's fingerprint: it is stored, and tried next
 //! ```
 //!
 //! Whoever may open the socket may speak for the device: its mode is 0660.
@@ -25,15 +27,20 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use serde_json::error::Category;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use twinkey_rotation::KeySlot;
+use twinkey_sas::Key;
 use zeroize::Zeroizing;
 
+use crate::chain::Chain;
 use crate::hub::outbox::{MESSAGE_LEN_MAX, Message};
 use crate::hub::topics;
 use crate::keyring::Registration;
+use crate::provision;
 
 /// Programs that may be connected at once.
 const CLIENTS_MAX: usize = 64;
@@ -43,6 +50,8 @@ const OUTSTANDING_MAX: usize = 1_000;
 const LINE_LEN_MAX: usize = 512 * 1024;
 /// Requests that may wait for the driver.
 pub const REQUESTS_MAX: usize = 256;
+/// How long an answer may take; a key that is brought is stored before it is answered, and disks can be slow.
+const ANSWER_MAX: std::time::Duration = std::time::Duration::from_secs(30);
 /// Lifetime of a token when the request names none, in seconds.
 const TOKEN_TTL_SECS: u64 = 3_600;
 
@@ -58,6 +67,8 @@ pub enum Request {
     },
     /// The status document.
     Status(oneshot::Sender<Value>),
+    /// To try a key that a person has brought.
+    Replace(Replacement),
     /// A token of the device's.
     Token {
         /// How long it is to be good for, in seconds.
@@ -67,6 +78,19 @@ pub enum Request {
         /// The token, or why there is none.
         answer: oneshot::Sender<Result<Zeroizing<String>, String>>,
     },
+}
+
+/// A key that a person has brought.
+#[derive(Debug)]
+pub struct Replacement {
+    /// Whose key it is.
+    pub registration: Registration,
+    /// The slot in the registry that it comes from.
+    pub slot: KeySlot,
+    /// The key.
+    pub key: Key,
+    /// The key's fingerprint once it is stored, or why it is not.
+    pub answer: oneshot::Sender<Result<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +109,14 @@ enum Line {
         #[serde(default)]
         id: Value,
     },
+    Replace {
+        #[serde(default)]
+        id: Value,
+        #[serde(rename = "connectionString")]
+        connection_string: Zeroizing<String>,
+        #[serde(default)]
+        slot: SlotName,
+    },
     Token {
         #[serde(default)]
         id: Value,
@@ -92,6 +124,14 @@ enum Line {
         ttl_secs: Option<u64>,
         resource: Option<String>,
     },
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SlotName {
+    #[default]
+    Primary,
+    Secondary,
 }
 
 #[derive(Serialize, Default)]
@@ -104,6 +144,8 @@ struct Answer {
     status: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<Zeroizing<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
 }
 
 /// Why there is no socket.
@@ -182,7 +224,8 @@ async fn serve_client(stream: UnixStream, registration: &Registration, driver: &
         tokio::select! {
             read = read_line(&mut reader, &mut line), if is_open && outstanding.len() < OUTSTANDING_MAX => match read {
                 Ok(true) => {
-                    let text = std::mem::take(&mut line);
+                    // It may hold a key.
+                    let text = Zeroizing::new(std::mem::take(&mut line));
                     outstanding.push(answer(text, registration, driver));
                 }
                 Ok(false) => is_open = false,
@@ -226,10 +269,21 @@ async fn read_line<R: tokio::io::AsyncBufRead + Unpin>(
     Ok(false)
 }
 
-async fn answer(text: Vec<u8>, registration: &Registration, driver: &mpsc::Sender<Request>) -> Answer {
+async fn answer(
+    text: Zeroizing<Vec<u8>>,
+    registration: &Registration,
+    driver: &mpsc::Sender<Request>,
+) -> Answer {
     let gone = || "the agent is stopping".to_owned();
     match serde_json::from_slice(&text) {
-        Err(error) => failed(Value::Null, format!("not a request: {error}")),
+        // Where, but not what: serde's own words quote values, and a line may hold a key.
+        Err(error) => {
+            let what = match error.classify() {
+                Category::Syntax | Category::Eof | Category::Io => "it is not one JSON object",
+                Category::Data => "a field is unknown, missing or of the wrong type",
+            };
+            failed(Value::Null, format!("not a request: {what} (column {})", error.column()))
+        }
         Ok(Line::Publish { id, body, body_base64, properties }) => {
             let payload = match (body, body_base64) {
                 (Some(body), None) => Bytes::from(body),
@@ -272,6 +326,23 @@ async fn answer(text: Vec<u8>, registration: &Registration, driver: &mpsc::Sende
                 (Ok(()) | Err(_), _) => failed(id, gone()),
             }
         }
+        Ok(Line::Replace { id, connection_string, slot }) => {
+            let (registration, key) = match provision::parse(&connection_string) {
+                Ok(parsed) => parsed,
+                Err(error) => return failed(id, Chain(&error).to_string()),
+            };
+            let slot = match slot {
+                SlotName::Primary => KeySlot::Primary,
+                SlotName::Secondary => KeySlot::Secondary,
+            };
+            let (sender, receiver) = oneshot::channel();
+            let replacement = Replacement { registration, slot, key, answer: sender };
+            match (driver.send(Request::Replace(replacement)).await, receiver.await) {
+                (Ok(()), Ok(Ok(key))) => Answer { id, ok: true, key: Some(key), ..Answer::default() },
+                (Ok(()), Ok(Err(error))) => failed(id, error),
+                (Ok(()) | Err(_), _) => failed(id, gone()),
+            }
+        }
         Ok(Line::Token { id, ttl_secs, resource }) => {
             let (sender, receiver) = oneshot::channel();
             let ttl_secs = ttl_secs.unwrap_or(TOKEN_TTL_SECS);
@@ -289,12 +360,38 @@ fn failed(id: Value, error: String) -> Answer {
     Answer { id, error: Some(error), ..Answer::default() }
 }
 
+/// Whether an agent listens on the socket. An error where that can't be known: one that this user may not open.
+pub fn is_served(path: &Path) -> io::Result<bool> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The request to try a key. It holds the connection string, so it is wiped.
+pub fn replace_request(connection_string: &str, slot: &str) -> Zeroizing<String> {
+    let text = Zeroizing::new(serde_json::to_string(connection_string.trim()).unwrap_or_default());
+    Zeroizing::new(format!(
+        "{{\"request\":\"replace\",\"connectionString\":{},\"slot\":\"{slot}\"}}",
+        text.as_str()
+    ))
+}
+
 /// Asks a running agent; the answer is one JSON object.
 pub fn ask(path: &Path, request: &Value) -> io::Result<Value> {
+    ask_text(path, &request.to_string())
+}
+
+/// Asks a running agent with a line of JSON.
+pub fn ask_text(path: &Path, request: &str) -> io::Result<Value> {
     use std::io::{BufRead as _, Read as _, Write as _};
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
-    stream.write_all(format!("{request}\n").as_bytes())?;
+    stream.set_read_timeout(Some(ANSWER_MAX))?;
+    stream.write_all(request.as_bytes())?;
+    stream.write_all(b"\n")?;
     let mut line = Zeroizing::new(String::new());
     std::io::BufReader::new(stream).take(LINE_LEN_MAX as u64).read_line(&mut line)?;
     serde_json::from_str(&line).map_err(io::Error::from)

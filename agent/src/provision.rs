@@ -5,7 +5,8 @@ use std::{fs, io};
 
 use twinkey_contract::connection_string::{ConnectionStringError, DeviceConnectionString};
 use twinkey_contract::sealing::SealingKey;
-use twinkey_rotation::KeySlot;
+use twinkey_rotation::{Brought, Input, KeySlot, Policy, State, step};
+use twinkey_sas::Key;
 use zeroize::Zeroizing;
 
 use crate::keyring::{KeyRing, Registration};
@@ -23,16 +24,52 @@ pub fn provision<F: Files>(
     if let Some(known) = store.load()? {
         return Err(ProvisionError::Exists { identity: known.key_ring.registration.identity.to_string() });
     }
+    let (registration, key) = parse(text)?;
+    let sealing_key = SealingKey::generate().map_err(|_| ProvisionError::Randomness)?;
+    let key_ring = KeyRing::provision(registration, sealing_key, slot, key);
+    store.save(&key_ring, &key_ring.ring)?;
+    Ok(key_ring)
+}
+
+/// Adds a key to the key ring of an agent that is not running. The keys that are held stay; the agent tries this one right
+/// after the active one when it starts.
+pub fn replace<F: Files>(store: &mut Store<F>, text: &str, slot: KeySlot) -> Result<KeyRing, ProvisionError> {
+    let Some(known) = store.load()? else {
+        return provision(store, text, slot);
+    };
+    let mut key_ring = known.key_ring;
+    let (registration, key) = parse(text)?;
+    check_same_device(&key_ring.registration, &registration).map_err(ProvisionError::OtherDevice)?;
+    let brought = Input::Brought(Brought { slot, key: key_ring.learn(key) });
+    // The machine itself takes it up, as it would when it runs.
+    let (_, effects) = step(&Policy::DEFAULT, State::new(key_ring.ring), brought, 0);
+    if let Some(ring) = effects.store {
+        store.save(&key_ring, &ring)?;
+        key_ring.ring = ring;
+    }
+    Ok(key_ring)
+}
+
+/// The parts of a device's connection string.
+pub fn parse(text: &str) -> Result<(Registration, Key), ProvisionError> {
     let parsed = DeviceConnectionString::parse(text.trim())?;
     let registration = Registration {
         host_name: parsed.host_name,
         identity: parsed.identity,
         gateway_host_name: parsed.gateway_host_name,
     };
-    let sealing_key = SealingKey::generate().map_err(|_| ProvisionError::Randomness)?;
-    let key_ring = KeyRing::provision(registration, sealing_key, slot, parsed.key);
-    store.save(&key_ring, &key_ring.ring)?;
-    Ok(key_ring)
+    Ok((registration, parsed.key))
+}
+
+/// A key replaces keys of the same device only.
+pub(crate) fn check_same_device(known: &Registration, brought: &Registration) -> Result<(), String> {
+    if known.host_name.eq_ignore_ascii_case(&brought.host_name) && known.identity == brought.identity {
+        return Ok(());
+    }
+    Err(format!(
+        "the key ring is that of {} at {}, and the connection string that of {} at {}: nothing was changed. To make this gateway another device, stop the agent, move the key-ring files away and run `twinkey-agent provision` without --replace",
+        known.identity, known.host_name, brought.identity, brought.host_name
+    ))
 }
 
 /// Reads a connection string from a file.
@@ -62,7 +99,7 @@ pub fn read(source: impl io::Read) -> io::Result<Zeroizing<String>> {
 pub enum ProvisionError {
     /// There is one already.
     #[error(
-        "there is a key ring for {identity} already, and it was left alone: to replace the device, stop the agent, move the key-ring files away and run this again"
+        "there is a key ring for {identity} already, and it was left alone: give it another key with --replace, or, to make this gateway another device, stop the agent, move the key-ring files away and run this again"
     )]
     Exists {
         /// Whose it is.
@@ -84,6 +121,9 @@ pub enum ProvisionError {
         "a connection string stands where the name of a file belongs: write it into a file of mode 0600 and name that"
     )]
     NotAFile,
+    /// The connection string is another device's.
+    #[error("{0}")]
+    OtherDevice(String),
     /// The operating system gives no random numbers.
     #[error("the operating system gives no random numbers for the sealing key; try again")]
     Randomness,

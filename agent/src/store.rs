@@ -19,6 +19,11 @@ use crate::keyring::{DamagedKeyRing, KeyRing};
 const NAMES: [&str; 2] = ["key-ring.a", "key-ring.b"];
 /// Where a write begins.
 const TEMPORARY: &str = "key-ring.new";
+/// The last time that was seen, in decimal Unix seconds, twice, so that damage shows: a floor for the clock of a board
+/// without a battery.
+const LAST_SEEN: &str = "last-seen";
+/// Where a write of it begins.
+const LAST_SEEN_TEMPORARY: &str = "last-seen.new";
 
 /// The state directory, locked for this process.
 pub struct Store<F = DiskFiles> {
@@ -31,6 +36,8 @@ pub struct Store<F = DiskFiles> {
 pub struct Loaded {
     /// The newest whole key ring.
     pub key_ring: KeyRing,
+    /// The ring in the other file, where that is whole: what is left if a power cut undoes the newest write.
+    pub predecessor: Option<Ring>,
     /// A file that could not be used, and why; its predecessor is in use.
     pub damaged: Option<(&'static str, DamagedKeyRing)>,
 }
@@ -44,6 +51,7 @@ impl<F: Files> Store<F> {
     /// Reads the newest whole key ring; `None` when there is no key-ring file at all.
     pub fn load(&mut self) -> Result<Option<Loaded>, StoreError> {
         let mut newest: Option<(KeyRing, &'static str)> = None;
+        let mut predecessor = None;
         let mut damaged = Vec::new();
         for name in NAMES {
             match self.read(name)? {
@@ -51,7 +59,10 @@ impl<F: Files> Store<F> {
                     let is_newer =
                         newest.as_ref().is_none_or(|(known, _)| key_ring.ring.sequence > known.ring.sequence);
                     if is_newer {
+                        predecessor = newest.map(|(known, _)| known.ring);
                         newest = Some((key_ring, name));
+                    } else {
+                        predecessor = Some(key_ring.ring);
                     }
                 }
                 // It may hold the only keys that still work, and the next write would replace it.
@@ -65,7 +76,7 @@ impl<F: Files> Store<F> {
         match newest {
             Some((key_ring, name)) => {
                 self.next = if name == NAMES[0] { NAMES[1] } else { NAMES[0] };
-                Ok(Some(Loaded { key_ring, damaged: damaged.pop() }))
+                Ok(Some(Loaded { key_ring, predecessor, damaged: damaged.pop() }))
             }
             None if damaged.is_empty() => Ok(None),
             None => {
@@ -91,12 +102,19 @@ impl<F: Files> Store<F> {
     /// Makes what [`load`](Self::load) found durable: a process that was killed between a rename and the sync of the
     /// directory leaves a file that can be read now and can still be gone after a power cut.
     pub fn settle(&mut self) -> Result<(), StoreError> {
+        let mut settled = Ok(());
         for name in NAMES {
-            if self.files.path(name).exists() {
-                self.files.sync(name).map_err(|source| self.failed("sync", name, source))?;
+            match self.files.sync(name) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    settled = Err(self.failed("sync", name, source));
+                }
+                Ok(()) | Err(_) => {}
             }
         }
-        self.files.sync_directory().map_err(|source| self.failed("sync the directory of", NAMES[0], source))
+        self.files
+            .sync_directory()
+            .map_err(|source| self.failed("sync the directory of", NAMES[0], source))
+            .and(settled)
     }
 
     /// Writes `key_ring` with `ring` in it. When this gives `Ok`, the ring survives a power cut.
@@ -120,6 +138,27 @@ impl<F: Files> Store<F> {
             return Err(self.failed("sync the directory of", target, source));
         }
         Ok(())
+    }
+
+    /// The last time that was noted; `None` as well when the file makes no sense: nothing hangs on it.
+    pub fn last_seen(&self) -> Option<u64> {
+        let bytes = self.files.read(LAST_SEEN).ok().flatten()?;
+        let (first, second) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
+        if first == second { first.parse().ok() } else { None }
+    }
+
+    /// Notes the time. It may be lost in a power cut, then the one before counts.
+    pub fn note_time(&mut self, unix_secs: u64) -> Result<(), StoreError> {
+        let text = format!("{unix_secs} {unix_secs}\n");
+        self.files
+            .write(LAST_SEEN_TEMPORARY, text.as_bytes())
+            .map_err(|source| self.failed("write", LAST_SEEN_TEMPORARY, source))?;
+        self.files
+            .sync(LAST_SEEN_TEMPORARY)
+            .map_err(|source| self.failed("sync", LAST_SEEN_TEMPORARY, source))?;
+        self.files
+            .rename(LAST_SEEN_TEMPORARY, LAST_SEEN)
+            .map_err(|source| self.failed("replace", LAST_SEEN, source))
     }
 
     fn failed(&self, act: &'static str, name: &str, source: io::Error) -> StoreError {

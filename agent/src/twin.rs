@@ -40,8 +40,32 @@ pub fn read_desired(
     (rotation::Desired::Offer(offer), None)
 }
 
+/// What the agent has to say besides the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remarks {
+    /// What is added to the machine's clock, on the hub's word, in seconds.
+    pub clock_offset_secs: Option<i64>,
+    /// Somebody else seems to connect with this identity.
+    pub is_duel: bool,
+    /// The key ring comes from an old image; this is the highest sequence that the twin has shown of it.
+    pub behind: Option<u64>,
+}
+
+impl Remarks {
+    /// The code to report when the machine has no reason of its own.
+    fn reason(&self) -> Option<Reason> {
+        if self.behind.is_some() {
+            Some(Reason::Restored)
+        } else if self.is_duel {
+            Some(Reason::Duel)
+        } else {
+            self.clock_offset_secs.map(|_| Reason::Clock)
+        }
+    }
+}
+
 /// Writes what the machine reports, with the proof that the agent holds the active key.
-pub fn write_report(report: &rotation::Report, key_ring: &KeyRing) -> Report {
+pub fn write_report(report: &rotation::Report, remarks: &Remarks, key_ring: &KeyRing) -> Report {
     let rotation = report.rotation.map(|id| RotationId(Uuid::from_u128(id.0)));
     let active_key =
         report.active.and_then(|slot| *report.held.of(slot)).and_then(|held| key_ring.key(held.key));
@@ -70,17 +94,22 @@ pub fn write_report(report: &rotation::Report, key_ring: &KeyRing) -> Report {
             rotation::Status::Invalid => Status::Invalid,
             rotation::Status::Waiting => Status::Waiting,
         },
-        reason: report.reason.map(|reason| match reason {
-            rotation::Reason::Refused => Reason::Refused,
-            rotation::Reason::Clock => Reason::Clock,
-            rotation::Reason::Network => Reason::Network,
-            rotation::Reason::Throttled => Reason::Throttled,
-            rotation::Reason::Storage => Reason::Storage,
-            rotation::Reason::Malformed => Reason::Malformed,
-            rotation::Reason::Checksum => Reason::Checksum,
-            rotation::Reason::UnsealedForbidden => Reason::UnsealedForbidden,
-            rotation::Reason::CannotUnseal => Reason::CannotUnseal,
-        }),
+        reason: report
+            .reason
+            .map(|reason| match reason {
+                rotation::Reason::Refused => Reason::Refused,
+                rotation::Reason::Clock => Reason::Clock,
+                rotation::Reason::Network => Reason::Network,
+                rotation::Reason::Throttled => Reason::Throttled,
+                rotation::Reason::Storage => Reason::Storage,
+                rotation::Reason::Malformed => Reason::Malformed,
+                rotation::Reason::Checksum => Reason::Checksum,
+                rotation::Reason::UnsealedForbidden => Reason::UnsealedForbidden,
+                rotation::Reason::CannotUnseal => Reason::CannotUnseal,
+            })
+            .or(remarks.reason()),
+        clock_offset_secs: remarks.clock_offset_secs,
+        behind: remarks.behind,
         primary: slot_report(report.held.primary),
         secondary: slot_report(report.held.secondary),
         proof,
@@ -114,7 +143,8 @@ fn invalid(rotation: Option<RotationId>, reason: Reason) -> rotation::Desired {
         Reason::Network => rotation::Reason::Network,
         Reason::Throttled => rotation::Reason::Throttled,
         Reason::Storage => rotation::Reason::Storage,
-        Reason::Malformed => rotation::Reason::Malformed,
+        // The last two say nothing of an offer.
+        Reason::Malformed | Reason::Duel | Reason::Restored => rotation::Reason::Malformed,
         Reason::Checksum => rotation::Reason::Checksum,
         Reason::UnsealedForbidden => rotation::Reason::UnsealedForbidden,
         Reason::CannotUnseal => rotation::Reason::CannotUnseal,

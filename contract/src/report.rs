@@ -52,6 +52,10 @@ pub enum Reason {
     UnsealedForbidden,
     /// The key can't be unsealed.
     CannotUnseal,
+    /// Another agent or program connects with the same identity.
+    Duel,
+    /// The key ring was restored from an old image: keys that it has missed must be offered again.
+    Restored,
 }
 
 impl Status {
@@ -81,6 +85,8 @@ impl Reason {
             Self::Checksum => "checksum",
             Self::UnsealedForbidden => "unsealed-forbidden",
             Self::CannotUnseal => "cannot-unseal",
+            Self::Duel => "duel",
+            Self::Restored => "restored",
         }
     }
 }
@@ -128,6 +134,11 @@ pub struct Report {
     pub status: Status,
     /// Why, unless all is well.
     pub reason: Option<Reason>,
+    /// What the agent adds to the gateway's wrong clock, in seconds, on the hub's word; `None` while the clock is right.
+    pub clock_offset_secs: Option<i64>,
+    /// The highest `sequence` that the twin has shown, where the agent's key ring is older: it was restored from an old
+    /// image. Stands until a rotation that the image did not know has been committed.
+    pub behind: Option<u64>,
     /// The key held for the primary slot.
     pub primary: Option<SlotReport>,
     /// The key held for the secondary slot.
@@ -195,7 +206,7 @@ mod tests {
 
     const STATUSES: [Status; 6] =
         [Status::Idle, Status::Trying, Status::Committed, Status::Rejected, Status::Invalid, Status::Waiting];
-    const REASONS: [Reason; 9] = [
+    const REASONS: [Reason; 11] = [
         Reason::Refused,
         Reason::Clock,
         Reason::Network,
@@ -205,6 +216,8 @@ mod tests {
         Reason::Checksum,
         Reason::UnsealedForbidden,
         Reason::CannotUnseal,
+        Reason::Duel,
+        Reason::Restored,
     ];
 
     fn full() -> Report {
@@ -219,6 +232,8 @@ mod tests {
             rotation: Some(rotation),
             status: Status::Committed,
             reason: None,
+            clock_offset_secs: Some(-86_400),
+            behind: Some(41),
             primary: Some(SlotReport { fingerprint: Fingerprint([1; 8]), proven_at: None }),
             secondary: Some(SlotReport {
                 fingerprint: Fingerprint::of(&key),
@@ -252,6 +267,8 @@ mod tests {
             "rotation",
             "status",
             "reason",
+            "clockOffsetSecs",
+            "behind",
             "primary",
             "secondary",
             "proof",
@@ -272,10 +289,22 @@ mod tests {
             rotation: None,
             active: None,
             seal_to: None,
+            clock_offset_secs: None,
+            behind: None,
             ..full()
         };
         let patch = report.to_patch();
-        for field in ["primary", "secondary", "proof", "rotation", "active", "sealTo", "reason"] {
+        for field in [
+            "primary",
+            "secondary",
+            "proof",
+            "rotation",
+            "active",
+            "sealTo",
+            "reason",
+            "clockOffsetSecs",
+            "behind",
+        ] {
             assert_eq!(patch["keyRenewal"].get(field), Some(&Value::Null), "{field}");
         }
         // The hub deletes what is null.

@@ -130,6 +130,8 @@ fn tables_have_exactly_our_words() {
         Reason::Checksum,
         Reason::UnsealedForbidden,
         Reason::CannotUnseal,
+        Reason::Duel,
+        Reason::Restored,
     ];
     assert_eq!(column("Status", 1), words(status.map(Status::as_str)));
     assert_eq!(column("Reasons", 1), words(reasons.map(Reason::as_str)));

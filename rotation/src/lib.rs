@@ -47,8 +47,8 @@ pub use backoff::Policy;
 pub use offer::{Desired, Invalid, Offer};
 pub use report::{Reason, Report, Status};
 pub use ring::{
-    Candidate, Held, KeyName, KeySlot, PerSlot, Place, Retired, Ring, Rotation, RotationId, Standing,
-    UnixSecs, Verdict,
+    Brought, Candidate, Held, KeyName, KeySlot, PerSlot, Place, Retired, Ring, Rotation, RotationId,
+    Standing, UnixSecs, Verdict,
 };
 pub use state::{
     Attempt, Disk, Effects, Input, KeySet, Outcome, Pacing, Phase, Purpose, State, Timer, Trial, Trouble,

@@ -46,8 +46,13 @@ impl Ring {
                     let is_held = place.held.is_some_and(|held| held.key == key);
                     // The key in use needs no trial, nor does a held one that the document names beside it.
                     let nothing_new = is_held && (is_active || names_key_in_use);
-                    place.candidate =
-                        if nothing_new { None } else { Some(Candidate { key, standing: Standing::Trying }) };
+                    place.candidate = if nothing_new {
+                        // Another key that was offered for this slot stays as a last resort: the hub may know it.
+                        let other = place.candidate.filter(|candidate| candidate.key != key);
+                        other.map(|candidate| Candidate { standing: Standing::Spare, ..candidate })
+                    } else {
+                        Some(Candidate { key, standing: Standing::Trying })
+                    };
                 }
                 None => {
                     if let Some(candidate) = &mut place.candidate {

@@ -121,6 +121,16 @@ pub struct Retired {
     pub key: KeyName,
 }
 
+/// A key that a person has brought to the device, for when the hub accepts none of the others. Nothing but another one,
+/// or its acceptance, takes it away: documents of the operator's don't touch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Brought {
+    /// The slot in the registry that it comes from.
+    pub slot: KeySlot,
+    /// Which key.
+    pub key: KeyName,
+}
+
 /// How a rotation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -152,12 +162,14 @@ pub struct Ring {
     pub slots: PerSlot<Place>,
     /// The key that the last commit displaced.
     pub retired: Option<Retired>,
+    /// The key that a person has brought and that was not accepted yet.
+    pub brought: Option<Brought>,
     /// The newest rotation.
     pub rotation: Option<Rotation>,
 }
 
-/// The most keys that a ring names: two slots with a held key and a candidate each, and the retired one.
-pub(crate) const KEYS_MAX: usize = 5;
+/// The most keys that a ring names: two slots with a held key and a candidate each, the retired one and the brought one.
+pub(crate) const KEYS_MAX: usize = 6;
 
 impl Ring {
     /// The ring of a device with one key, or two, none of them proven yet.
@@ -174,7 +186,7 @@ impl Ring {
             KeySlot::Primary => PerSlot { primary: first, secondary: second },
             KeySlot::Secondary => PerSlot { primary: second, secondary: first },
         };
-        Self { sequence: 0, active, slots, retired: None, rotation: None }
+        Self { sequence: 0, active, slots, retired: None, brought: None, rotation: None }
     }
 
     /// The key that is tried first; `None` only in a ring that no machine has made.
@@ -185,17 +197,19 @@ impl Ring {
         }
     }
 
-    /// The keys in the order in which they are tried when no connection stands: the active one, candidates on
-    /// trial, the other held one, spare candidates, the retired one. A key with several roles comes once for each.
+    /// The keys in the order in which they are tried when no connection stands: the active one, the brought one,
+    /// candidates on trial, the other held one, spare candidates, the retired one. A key with several roles comes once
+    /// for each.
     pub fn keys_in_order(&self) -> [Option<KeyName>; KEYS_MAX] {
         let (active, other) = (self.slots.of(self.active), self.slots.of(self.active.other()));
         let held = |place: &Place| place.held.map(|held| held.key);
         let trying =
             |place: &Place| place.candidate.filter(|c| c.standing == Standing::Trying).map(|c| c.key);
         let spare = |place: &Place| place.candidate.filter(|c| c.standing == Standing::Spare).map(|c| c.key);
-        // A slot has one candidate, so these seven fit into five after the empty ones have gone.
+        // A slot has one candidate, so these eight fit into six after the empty ones have gone.
         let all = [
             held(active),
+            self.brought.map(|brought| brought.key),
             trying(other),
             trying(active),
             held(other),
@@ -231,6 +245,13 @@ impl Ring {
         Self { sequence: 0, ..*self } == Self { sequence: 0, ..*other }
     }
 
+    /// A person has brought `key`; one that the ring has already is tried anyway.
+    pub(crate) fn bring(&mut self, brought: Brought) {
+        if !self.contains(brought.key) {
+            self.brought = Some(brought);
+        }
+    }
+
     /// The hub accepted `key` at `at`: it becomes the active key of its slot.
     pub(crate) fn promote(&mut self, key: KeyName, at: UnixSecs) {
         let proven = Held { key, proven_at: Some(at) };
@@ -259,6 +280,12 @@ impl Ring {
             if let Some(displaced) = displaced {
                 self.retired = Some(Retired { slot, key: displaced.key });
             }
+        } else if let Some(brought) = self.brought.filter(|brought| brought.key == key) {
+            let place = self.slots.of_mut(brought.slot);
+            let displaced = place.held.map(|held| Retired { slot: brought.slot, key: held.key });
+            place.held = Some(proven);
+            self.active = brought.slot;
+            self.retired = displaced.or(self.retired);
         } else if let Some(retired) = self.retired.filter(|retired| retired.key == key) {
             let place = self.slots.of_mut(retired.slot);
             let displaced = place.held.map(|held| Retired { slot: retired.slot, key: held.key });
@@ -266,6 +293,7 @@ impl Ring {
             self.active = retired.slot;
             self.retired = displaced;
         }
+        self.brought = self.brought.filter(|brought| brought.key != key);
         self.settle_verdict();
     }
 

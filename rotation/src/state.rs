@@ -2,7 +2,7 @@
 
 use crate::offer::{Desired, Invalid};
 use crate::report::Report;
-use crate::ring::{KEYS_MAX, KeyName, Ring, UnixSecs};
+use crate::ring::{Brought, KEYS_MAX, KeyName, Ring, UnixSecs};
 
 /// All that the machine knows. Only [`State::ring`] is ever written to disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +15,8 @@ pub struct State {
     pub stored: KeySet,
     /// What the disk is doing.
     pub disk: Disk,
+    /// What was read at the start could not be made durable, and was not written again yet.
+    pub is_unsettled: bool,
     /// The key of the connection that stands.
     pub live: Option<KeyName>,
     /// Whether that connection has stood long enough to count as settled.
@@ -30,6 +32,8 @@ pub struct State {
     /// A document that arrived while an attempt was under way; it waits, so that the key which that attempt may
     /// prove can't leave the ring in the meantime (I1).
     pub deferred: Option<Desired>,
+    /// A key that a person brought while the one brought before was being tried; it waits like a document.
+    pub deferred_key: Option<Brought>,
     /// The document that stands now is no offer.
     pub invalid: Option<Invalid>,
     /// What held the last attempt up.
@@ -153,6 +157,9 @@ pub enum Input {
     /// start: before that, the machine can't know that the candidate which a new offer displaces had just been
     /// accepted when the power went.
     Desired(Desired),
+    /// A person has brought a key. It is stored, and tried whenever the active key is refused. A second one takes the
+    /// place of the first, so I1 counts on a connection having been accepted since the start, as with documents.
+    Brought(Brought),
     /// The operator asks for another trial of candidates that were set aside.
     Retry,
     /// The write that was asked for has ended; `true` only when it is certain to survive a power cut.
@@ -257,6 +264,7 @@ impl State {
             durable: ring,
             stored: KeySet::of(&ring),
             disk: Disk::Idle,
+            is_unsettled: false,
             live: None,
             is_settled: false,
             is_renewal_due: false,
@@ -264,9 +272,24 @@ impl State {
             pacing: Pacing { is_waiting: false, failures: 0, cursor: 0, unanswered: 0 },
             trial: Trial::NEW,
             deferred: None,
+            deferred_key: None,
             invalid: None,
             trouble: None,
             reported: None,
+        }
+    }
+
+    /// The state of a process that has read `ring` and could not make it durable: a power cut may still bring back
+    /// `predecessor`. So that is what counts as durable: the ring is written again at once, and until that has succeeded
+    /// only keys that stand in both are used. With no predecessor there is nothing else to hold on to.
+    pub fn unsettled(ring: Ring, predecessor: Option<Ring>) -> Self {
+        let durable = predecessor.unwrap_or(ring);
+        Self {
+            stored: KeySet::of(&ring).and(&KeySet::of(&durable)),
+            // No verdict is claimed before it is certain to stay.
+            durable: Ring { rotation: None, ..durable },
+            is_unsettled: true,
+            ..Self::new(ring)
         }
     }
 

@@ -71,6 +71,15 @@ fn absorb(state: &mut State, input: Input, pace: &Pace<'_>, effects: &mut Effect
                 take_up(state, desired);
             }
         }
+        Input::Brought(brought) => {
+            // The key that an attempt may prove must not leave the ring meanwhile (I1).
+            let tried = state.attempt.map(|attempt| attempt.key);
+            if state.ring.brought.is_some_and(|earlier| Some(earlier.key) == tried) {
+                state.deferred_key = Some(brought);
+            } else {
+                state.ring.bring(brought);
+            }
+        }
         Input::Retry => retry_set_aside(state),
         Input::Stored(is_certain) => stored(state, is_certain, pace, effects),
         Input::Attempted(outcome) => {
@@ -82,6 +91,9 @@ fn absorb(state: &mut State, input: Input, pace: &Pace<'_>, effects: &mut Effect
                 }
                 if let Some(desired) = state.deferred.take() {
                     take_up(state, desired);
+                }
+                if let Some(brought) = state.deferred_key.take() {
+                    state.ring.bring(brought);
                 }
             }
         }
@@ -133,6 +145,7 @@ fn stored(state: &mut State, is_certain: bool, pace: &Pace<'_>, effects: &mut Ef
     };
     if is_certain {
         state.durable = ring;
+        state.is_unsettled = false;
         state.stored = KeySet::of(&ring);
         state.disk = Disk::Idle;
     } else {
@@ -325,7 +338,8 @@ fn usable_keys(state: &State) -> impl Iterator<Item = KeyName> {
 
 /// Asks for what the state lacks: a write, an attempt, a report.
 fn ask(state: &mut State, effects: &mut Effects) {
-    if state.disk == Disk::Idle && !state.ring.says_the_same_as(&state.durable) {
+    let is_stale = state.is_unsettled || !state.ring.says_the_same_as(&state.durable);
+    if state.disk == Disk::Idle && is_stale {
         write(state, 0, effects);
     }
     if state.attempt.is_none() {

@@ -338,6 +338,7 @@ fn ring_that_no_machine_has_made() {
             secondary: Place { held: held(B), candidate: candidate(A, Standing::Spare) },
         },
         retired: Some(Retired { slot: KeySlot::Secondary, key: A }),
+        brought: None,
         ..two_keys()
     };
     let acts = vec![act(A, B, Desired::Nothing), act(A, B, offer(1, Some(A), Some(B)))];

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 use twinkey_rotation::{
-    Candidate, Desired, Held, Input, KeyName, KeySlot, Outcome, PerSlot, Place, Policy, Reason, Retired,
-    Ring, Rotation, RotationId, Standing, State, Timer, Trouble, UnixSecs, Verdict, step,
+    Brought, Candidate, Desired, Held, Input, KeyName, KeySlot, Outcome, PerSlot, Place, Policy, Reason,
+    Retired, Ring, Rotation, RotationId, Standing, State, Timer, Trouble, UnixSecs, Verdict, step,
 };
 use world::healing::{Known, OnRefusal, heal};
 use world::{Act, Event, FLAT, World, invalid, offer, slots, two_keys};
@@ -42,6 +42,7 @@ enum Move {
     /// An old image is put back.
     Restore(usize),
     /// Anything at all, whether it makes sense or not.
+    Bring(Brought),
     Nonsense(Input),
 }
 
@@ -121,6 +122,7 @@ fn moves() -> impl Strategy<Value = Move> {
         2 => Just(Move::Retry),
         2 => (0..4_usize).prop_map(Move::PowerCut),
         1 => (0..IMAGES_KEPT_MAX).prop_map(Move::Restore),
+        2 => (prop::sample::select(KeySlot::ALL.to_vec()), keys()).prop_map(|(slot, key)| Move::Bring(Brought { slot, key })),
         4 => inputs().prop_map(Move::Nonsense),
     ]
 }
@@ -147,12 +149,14 @@ fn rings() -> impl Strategy<Value = Ring> {
         },
     );
     let sequence = prop_oneof![0..100_u64, Just(u64::MAX)];
-    (sequence, slot(), place(), place(), retired, prop::option::of(rotation)).prop_map(
-        |(sequence, active, primary, secondary, retired, rotation)| Ring {
+    let brought = prop::option::of((slot(), keys()).prop_map(|(slot, key)| Brought { slot, key }));
+    (sequence, slot(), place(), place(), retired, brought, prop::option::of(rotation)).prop_map(
+        |(sequence, active, primary, secondary, retired, brought, rotation)| Ring {
             sequence,
             active,
             slots: PerSlot { primary, secondary },
             retired,
+            brought,
             rotation,
         },
     )
@@ -197,6 +201,10 @@ impl History {
             }
             Move::Read => self.world.has_connected.then_some(Input::Desired(self.act.document)),
             Move::Retry => Some(Input::Retry),
+            Move::Bring(brought) => {
+                let displaces_nothing = self.world.state.ring.brought.is_none();
+                (self.world.has_connected || displaces_nothing).then_some(Input::Brought(*brought))
+            }
             Move::PowerCut(nth) => {
                 let image = nth % self.world.images().count();
                 self.world.apply(&self.policy, Event::PowerCut(image), chance)?;

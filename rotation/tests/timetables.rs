@@ -4,7 +4,10 @@
 
 mod world;
 
-use twinkey_rotation::{Desired, Input, KeyName, KeySlot, Outcome, Policy, Reason, Ring, Status, Trouble};
+use twinkey_rotation::{
+    Attempt, Brought, Desired, Input, KeyName, KeySlot, Offer, Outcome, PerSlot, Policy, Purpose, Reason,
+    Ring, RotationId, State, Status, Timer, Trouble, UnixSecs, step,
+};
 use world::healing::OnRefusal;
 use world::timetable::{HOUR, MINUTE, SECOND, Timetable};
 use world::{A, B, C, D, E, invalid, offer, two_keys};
@@ -557,4 +560,125 @@ fn jitter_spreads_a_fleet_that_lost_its_hub_at_once() {
         })
         .collect();
     assert_eq!(first_attempts, [0, 499, 1_000]);
+}
+
+#[test]
+fn ring_that_a_power_cut_may_still_undo_is_written_again_before_its_new_key_is_tried() {
+    let predecessor = two_keys();
+    // The candidate was written, and nobody knows whether it will stay.
+    let (taken_up, effects) = step(
+        &Policy::DEFAULT,
+        State::new(predecessor),
+        Input::Desired(Desired::Offer(Offer {
+            rotation: RotationId(1),
+            keys: PerSlot { primary: None, secondary: Some(C) },
+        })),
+        0,
+    );
+    let found = effects.store.expect("the offer is stored");
+    assert!(taken_up.ring.contains(C));
+    let state = State::unsettled(found, Some(predecessor));
+    let (mut state, effects) = step(&Policy::DEFAULT, state, Input::Boot, 0);
+    assert!(effects.store.is_some_and(|ring| ring.contains(C) && ring.sequence > found.sequence));
+    assert_eq!(effects.connect, Some(A));
+    assert!(!state.is_surely_stored(C));
+    // Dark, with a disk that does not take it: every key is tried but that one.
+    let mut tried = Vec::new();
+    for input in [Input::Stored(false), Input::Attempted(Outcome::Refused), Input::Fired(Timer::Retry)] {
+        let (next, effects) = step(&Policy::DEFAULT, state, input, 0);
+        tried.extend(effects.connect);
+        state = next;
+    }
+    assert_eq!(tried, [B]);
+    let (state, _) = step(&Policy::DEFAULT, state, Input::Fired(Timer::Store), 0);
+    let (state, _) = step(&Policy::DEFAULT, state, Input::Stored(true), 0);
+    assert!(state.is_surely_stored(C));
+    // With nothing before it, there is nothing else to hold on to.
+    let (_, effects) = step(&Policy::DEFAULT, State::unsettled(predecessor, None), Input::Boot, 0);
+    assert_eq!(effects.connect, Some(A));
+}
+
+#[test]
+fn key_that_a_person_brought_survives_every_document_and_is_used_when_it_is_needed() {
+    let mut table = gateway();
+    table.tell(Input::Brought(Brought { slot: KeySlot::Primary, key: C }));
+    assert_eq!(table.world.live, Some(A));
+    // Documents with held keys, and with dead ones for both slots, come and stand.
+    table.operate(A, B, offer(1, Some(A), None));
+    table.operate(A, B, offer(2, Some(D), Some(E)));
+    table.run(LONG);
+    assert!(table.world.confirmed.brought.is_some_and(|brought| brought.key == C));
+    // The old keys end: what was brought is what works.
+    table.operate(C, B, offer(2, Some(D), Some(E)));
+    table.refuses_once = vec![B; 100];
+    table.tell(Input::Lost);
+    assert!(table.run_until(LONG, |table| table.world.live == Some(C)));
+    assert_eq!(held(&table, KeySlot::Primary), Some(C));
+    assert_eq!(table.world.confirmed.brought, None);
+}
+
+#[test]
+fn key_that_a_person_brings_in_the_middle_of_an_attempt_is_stored_at_once() {
+    let mut table = gateway();
+    table.refuses_all = true;
+    table.is_held_up = true;
+    table.tell(Input::Lost);
+    table.run(MINUTE);
+    assert!(table.state().attempt.is_some());
+    table.tell(Input::Brought(Brought { slot: KeySlot::Secondary, key: C }));
+    // A document that comes meanwhile does not take its place.
+    table.tell(Input::Desired(offer(1, None, Some(B))));
+    assert!(table.state().ring.contains(C));
+    table.is_held_up = false;
+    table.tell(Input::Attempted(Outcome::Refused));
+    table.run(MINUTE);
+    assert!(table.world.confirmed.contains(C));
+    assert!(table.tried_since(0).contains(&C));
+}
+
+#[test]
+fn second_key_that_a_person_brings_waits_while_the_first_is_tried() {
+    let first = Brought { slot: KeySlot::Primary, key: C };
+    let second = Brought { slot: KeySlot::Primary, key: D };
+    let ring = Ring { brought: Some(first), ..two_keys() };
+    for (outcome, kept) in [(Outcome::Refused, false), (Outcome::Accepted { at: UnixSecs(1) }, true)] {
+        let trying =
+            State { attempt: Some(Attempt { key: C, purpose: Purpose::Connect }), ..State::new(ring) };
+        let (waiting, _) = step(&Policy::DEFAULT, trying, Input::Brought(second), 0);
+        assert!(waiting.ring.contains(C) && !waiting.ring.contains(D));
+        let (done, _) = step(&Policy::DEFAULT, waiting, Input::Attempted(outcome), 0);
+        assert_eq!((done.ring.contains(C), done.ring.contains(D)), (kept, true));
+    }
+}
+
+#[test]
+fn candidate_stays_a_last_resort_when_a_newer_document_names_the_key_in_use() {
+    let mut table = gateway();
+    table.operate(A, B, offer(1, Some(C), None));
+    table.run(LONG);
+    assert!(table.is(Status::Rejected));
+    table.operate(A, B, offer(2, Some(A), None));
+    assert!(table.is(Status::Committed));
+    table.operate(C, D, offer(2, Some(A), None));
+    table.tell(Input::Lost);
+    assert!(table.run_until(LONG, |table| table.world.live == Some(C)));
+}
+
+#[test]
+fn dead_keys_in_every_place_are_tried_at_the_documented_pace() {
+    let mut table = gateway();
+    // Held, held, offered, offered, brought; the retired place is filled by the commit.
+    table.operate(A, C, offer(1, None, Some(C)));
+    table.operate(A, C, offer(2, Some(D), Some(E)));
+    table.tell(Input::Brought(Brought { slot: KeySlot::Primary, key: KeyName([6; 8]) }));
+    table.run(SECOND);
+    let keys = table.state().ring.keys_in_order().into_iter().flatten().count() as u64;
+    assert_eq!(keys, 6);
+    table.refuses_all = true;
+    table.tell(Input::Lost);
+    table.run(48 * HOUR);
+    let (busiest, bound) = (table.attempts_in_busiest_hour(), Policy::DEFAULT.attempts_per_hour_max(keys));
+    println!("{busiest} attempts in the busiest hour, {bound} allowed");
+    assert!(busiest <= bound, "{busiest} attempts in an hour, {bound} allowed");
+    assert_eq!(bound, 204);
 }

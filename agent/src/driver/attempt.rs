@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use twinkey_rotation::{KeyName, Outcome, Trouble};
+use twinkey_rotation::KeyName;
 use twinkey_sas::Expiry;
 
 use crate::clock::Instant;
@@ -132,24 +132,5 @@ impl Attempt {
     /// When messages stop waiting.
     pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
         self.held_until.filter(|until| now < *until)
-    }
-}
-
-/// The three answers of the machine's world.
-pub(super) fn outcome_of(error: &ConnectError) -> Outcome {
-    match error {
-        ConnectError::Refused { .. } => Outcome::Refused,
-        ConnectError::Dial(DialError::Timeout { stage: Stage::Connect, .. })
-        | ConnectError::Unavailable
-        | ConnectError::Protocol { .. }
-        | ConnectError::Wire(_)
-        | ConnectError::Unexpected => Outcome::Unknown(Trouble::Unanswered),
-        ConnectError::Dial(
-            DialError::Name { .. }
-            | DialError::Resolve { .. }
-            | DialError::Tcp { .. }
-            | DialError::Tls { .. }
-            | DialError::Timeout { .. },
-        ) => Outcome::Unknown(Trouble::Unreachable),
     }
 }

@@ -1,11 +1,11 @@
 //! What the agent says of itself to programs on this machine.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
-use twinkey_rotation::KeyName;
+use twinkey_rotation::KeySlot;
 
 use super::Driver;
+use super::outcomes::Kind;
+use crate::clock::{Correction, Source};
 use crate::store::Files;
 
 /// Counted since the process began.
@@ -13,13 +13,11 @@ use crate::store::Files;
 pub(super) struct Counters {
     pub(super) attempts: u64,
     pub(super) accepted: u64,
-    pub(super) refused: u64,
     pub(super) lost: u64,
     pub(super) takeovers: u64,
-    pub(super) failed_writes: u64,
     pub(super) is_disk_failing: bool,
-    /// What keeps each key from being connected, as it was logged last.
-    pub(super) troubles: BTreeMap<KeyName, String>,
+    /// It was said that every key is refused.
+    pub(super) is_all_refused: bool,
     /// What is wrong with the offer that stands, as it was logged last.
     pub(super) complaint: Option<String>,
 }
@@ -28,32 +26,103 @@ impl<F: Files + Send + 'static> Driver<F> {
     /// The status document: names, times and counts, no secret.
     pub(super) fn status(&self) -> Value {
         let registration = &self.key_ring.registration;
-        let now = self.clock.unix_secs();
         json!({
             "agent": env!("CARGO_PKG_VERSION"),
             "hostName": registration.host_name,
             "identity": registration.identity.to_string(),
-            "clock": text_of(now),
-            "startedAt": text_of(self.started_unix_secs),
+            "clock": self.clock_document(),
+            "startedAt": text_of(self.clock.unix_secs().saturating_sub(self.started.elapsed().as_secs())),
             "connection": {
                 "connected": self.live.is_some(),
                 "since": self.live.as_ref().map(|live| text_of(live.since_unix_secs)),
                 "key": self.state.live.map(|key| key.to_string()),
                 "tokenExpiry": self.live.as_ref().map(|live| text_of(live.expiry.unix_secs())),
+                "alsoTried": self.also_tried(),
+                "brought": self.state.durable.brought.map(|brought| brought.key.to_string()),
                 "trying": self.attempt.as_ref().map(|attempt| attempt.key.to_string()),
-                "troubles": self.counters.troubles.iter().map(|(key, what)| json!({"key": key.to_string(), "what": what})).collect::<Vec<_>>(),
+                "last": self.outcomes.last(),
+                "troubles": self.outcomes.obstacles_document(),
             },
+            "suspicions": self.suspicions(),
             "keyRenewal": self.report_document(),
             "messages": {"waiting": self.outbox.waiting_count(), "unacknowledged": self.outbox.in_flight_count()},
             "counters": {
                 "attempts": self.counters.attempts,
                 "accepted": self.counters.accepted,
-                "refused": self.counters.refused,
+                "refused": self.outcomes.count_of(Kind::Refused),
                 "lost": self.counters.lost,
                 "takeovers": self.counters.takeovers,
-                "failedWrites": self.counters.failed_writes,
+                "failedWrites": self.outcomes.count_of(Kind::Storage),
             },
+            "outcomes": self.outcomes.counts_document(),
         })
+    }
+
+    /// The keys besides the two held ones that are tried when no connection stands, each with what it is.
+    fn also_tried(&self) -> Vec<String> {
+        let ring = &self.state.ring;
+        let brought = ring.brought.map(|brought| format!("{} (brought)", brought.key));
+        let offered = KeySlot::ALL
+            .into_iter()
+            .filter_map(|slot| ring.slots.of(slot).candidate)
+            .map(|candidate| format!("{} (offered)", candidate.key));
+        let retired = ring.retired.map(|retired| format!("{} (retired)", retired.key));
+        brought.into_iter().chain(offered).chain(retired).collect()
+    }
+
+    fn clock_document(&self) -> Value {
+        let (status, offset_secs) = match self.clock.correction() {
+            None => ("machine", None),
+            Some(Correction { source: Source::Floor, offset_secs }) => ("floor", Some(offset_secs)),
+            Some(Correction { source: Source::Hub, offset_secs }) => ("hub", Some(offset_secs)),
+        };
+        json!({
+            "now": text_of(self.clock.unix_secs()),
+            "source": status,
+            "offsetSecs": offset_secs,
+            "trouble": self.question.trouble(),
+        })
+    }
+
+    /// What the agent believes without being able to prove it, each with what to do.
+    fn suspicions(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        let mut add = |kind: &str, next: &str| all.push(json!({"kind": kind, "next": next}));
+        if self.counters.is_all_refused {
+            add(Kind::DisabledOrDeleted.code(), Kind::DisabledOrDeleted.advice());
+        }
+        if self.duel.is_suspected() {
+            add("duel", "find the other agent or program with this identity and stop it");
+        }
+        if self.restored.is_some() {
+            add(
+                "restored",
+                "this key ring is older than what it reported: renew the device's keys again, so that it gets those it has missed",
+            );
+        }
+        if self.counters.is_disk_failing {
+            add(Kind::Storage.code(), Kind::Storage.advice());
+        }
+        if self.clock.correction().is_some() {
+            add(Kind::Clock.code(), Kind::Clock.advice());
+        }
+        all
+    }
+
+    /// One line for the supervisor.
+    pub(super) fn status_line(&self) -> String {
+        match (&self.live, self.state.live) {
+            (Some(live), Some(key)) => {
+                format!("connected with key {key} since {}", text_of(live.since_unix_secs))
+            }
+            _ if self.counters.is_all_refused => {
+                "not connected: the hub refuses every key; see `twinkey-agent status`".to_owned()
+            }
+            _ => match self.outcomes.last() {
+                Some(what) => format!("not connected: {what}"),
+                None => "connecting".to_owned(),
+            },
+        }
     }
 }
 

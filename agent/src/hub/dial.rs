@@ -13,8 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::Timing;
+use super::time::{self, AskError};
+use super::tls::{self, Trust};
 
 /// A byte stream to the hub.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -23,10 +26,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 /// A future that gives a stream.
 pub type Dialling = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, DialError>> + Send>>;
 
+/// A future that gives the hub's time in Unix seconds.
+pub type Asking = Pin<Box<dyn Future<Output = Result<u64, AskError>> + Send>>;
+
 /// Opens streams to the hub. The agent has one implementation, tests bring others.
 pub trait Dial: Send {
     /// Opens one more stream.
     fn dial(&self) -> Dialling;
+
+    /// Asks the hub what time it is, on a connection of its own that carries no secret.
+    fn ask_time(&self) -> Asking;
 }
 
 /// TCP and TLS.
@@ -36,8 +45,12 @@ pub struct TlsDialler {
     pub host: String,
     /// The TCP port; 8883 for MQTT.
     pub port: u16,
+    /// The TCP port of the hub's HTTPS end, which is asked for the time.
+    pub https_port: u16,
     /// Roots and protocol versions.
     pub config: Arc<ClientConfig>,
+    /// Who may say what time it is.
+    pub trust: Trust,
     /// Bounds of the stages.
     pub timing: Timing,
 }
@@ -45,13 +58,31 @@ pub struct TlsDialler {
 impl Dial for TlsDialler {
     fn dial(&self) -> Dialling {
         let this = self.clone();
-        Box::pin(async move { this.open().await })
+        Box::pin(async move {
+            let stream: Box<dyn Stream> = Box::new(this.open(this.port, Arc::clone(&this.config)).await?);
+            Ok(stream)
+        })
+    }
+
+    fn ask_time(&self) -> Asking {
+        let this = self.clone();
+        Box::pin(async move {
+            let (config, datable) = this.trust.question().map_err(AskError::Setup)?;
+            let mut stream = this.open(this.https_port, config).await?;
+            let unix_secs = timeout(this.timing.answer, time::ask(&mut stream, &this.host))
+                .await
+                .map_err(|_| AskError::Timeout { after: this.timing.answer })??;
+            if !datable.is_valid_at(unix_secs) {
+                return Err(AskError::Contradiction { unix_secs });
+            }
+            Ok(unix_secs)
+        })
     }
 }
 
 impl TlsDialler {
-    async fn open(self) -> Result<Box<dyn Stream>, DialError> {
-        let Self { host, port, config, timing } = self;
+    async fn open(&self, port: u16, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+        let Self { host, timing, .. } = self;
         let name = ServerName::try_from(host.clone()).map_err(|_| DialError::Name { host: host.clone() })?;
         let resolve_failed = |source| DialError::Resolve { host: host.clone(), source };
         let addresses: Vec<SocketAddr> = timeout(timing.resolve, lookup_host((host.as_str(), port)))
@@ -71,8 +102,8 @@ impl TlsDialler {
         let tls = timeout(timing.tls, TlsConnector::from(config).connect(name, tcp))
             .await
             .map_err(|_| DialError::Timeout { stage: Stage::Tls, after: timing.tls })?
-            .map_err(|source| DialError::Tls { host, source })?;
-        Ok(Box::new(tls))
+            .map_err(|source| DialError::Tls { host: host.clone(), source })?;
+        Ok(tls)
     }
 }
 
@@ -130,7 +161,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// The handshake failed: name, chain, date or protocol.
-    #[error("TLS with {host} failed: check `ca_file`, the host name and this machine's clock")]
+    #[error("TLS with {host} failed: {}", advice_on(source))]
     Tls {
         /// The host.
         host: String,
@@ -145,4 +176,19 @@ pub enum DialError {
         /// Its bound.
         after: Duration,
     },
+}
+
+fn advice_on(source: &io::Error) -> &'static str {
+    match tls::fault_of(source) {
+        tls::Fault::Date => {
+            "by this machine's clock its certificate is not valid now; the hub is asked for the time, and if that does not help its certificate has run out"
+        }
+        tls::Fault::Name => {
+            "the certificate is another host's: check HostName in the connection string, DNS and proxies"
+        }
+        tls::Fault::Chain => {
+            "no trusted root stands behind its certificate: check `ca_file` and `system_roots` in section [hub], and proxies that open TLS"
+        }
+        tls::Fault::Other => "check that `port` in section [hub] is the hub's, and firewalls and proxies",
+    }
 }

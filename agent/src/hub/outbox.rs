@@ -14,11 +14,14 @@ use crate::clock::Instant;
 
 /// Messages that may be on their way at once. The SDKs use 10 to 100; more helps only where a round trip takes seconds.
 const IN_FLIGHT_MAX: usize = 100;
-/// Messages that may be on their way at once, in bytes; a larger one travels alone. On the slowest link that is kept
-/// (see [`LINK_RATE_MIN`]) these take about four minutes, and so long a dead link may go unnoticed.
-const IN_FLIGHT_LEN_MAX: usize = 256 * 1024;
-/// The slowest link on which messages still get through, in bytes a second: GPRS with a poor signal.
-const LINK_RATE_MIN: u32 = 1_000;
+/// Messages that may be on their way at once, in seconds that they take on the slowest link that is assumed; a larger
+/// one travels alone. So long a dead link may go unnoticed.
+const IN_FLIGHT_MAX_SECS: usize = 256;
+/// The slowest link that is assumed at first, in bytes a second: GPRS with a poor signal. It is halved each time a link
+/// looked dead under a message, since it may only have been slow, and doubled when a message got through.
+const LINK_RATE: usize = 1_000;
+/// The slowest link on which messages of any size still get through, in bytes a second.
+const LINK_RATE_MIN: usize = 125;
 /// Messages that may wait, in number.
 const QUEUE_MAX: usize = 10_000;
 /// Messages that may wait, in bytes of topic and payload: a gateway has little memory to spare.
@@ -31,12 +34,26 @@ const BACKLOG_LEN_MAX: usize = 64 * 1024;
 const PACKET_ID_MAX: u16 = 0xfeff;
 
 /// What waits, and what is on its way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     waiting: VecDeque<Message>,
     waiting_len: usize,
     in_flight: VecDeque<InFlight>,
     last_packet_id: u16,
+    /// In bytes a second.
+    link_rate: usize,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            waiting_len: 0,
+            in_flight: VecDeque::new(),
+            last_packet_id: 0,
+            link_rate: LINK_RATE,
+        }
+    }
 }
 
 /// One message.
@@ -98,9 +115,10 @@ impl Outbox {
             entry.sent_at = Some(now);
         }
         let mut in_flight_len = self.in_flight_len();
+        let in_flight_len_max = self.link_rate * IN_FLIGHT_MAX_SECS;
         while self.in_flight.len() < IN_FLIGHT_MAX && wire.backlog_len() <= BACKLOG_LEN_MAX {
             let fits =
-                |message: &Message| in_flight_len == 0 || in_flight_len + message.len() <= IN_FLIGHT_LEN_MAX;
+                |message: &Message| in_flight_len == 0 || in_flight_len + message.len() <= in_flight_len_max;
             if !self.waiting.front().is_some_and(fits) {
                 break;
             }
@@ -121,14 +139,22 @@ impl Outbox {
     pub fn acknowledge(&mut self, packet_id: u16) {
         let position = self.in_flight.iter().position(|entry| entry.packet_id == packet_id);
         if let Some(entry) = position.and_then(|position| self.in_flight.remove(position)) {
+            self.link_rate = (self.link_rate * 2).min(LINK_RATE);
             // Whoever handed it over may have gone away meanwhile.
             let _ = entry.message.acknowledged.send(());
         }
     }
 
+    /// The link looked dead while messages were on their way: it may only be slower than was assumed.
+    pub fn expect_slower_link(&mut self) {
+        if !self.in_flight.is_empty() {
+            self.link_rate = (self.link_rate / 2).max(LINK_RATE_MIN);
+        }
+    }
+
     /// How much longer than an empty link's an answer may take, while these messages are on their way before it.
     pub fn transfer_time(&self) -> Duration {
-        Duration::from_secs(self.in_flight_len() as u64) / LINK_RATE_MIN
+        Duration::from_secs(self.in_flight_len().div_ceil(self.link_rate) as u64)
     }
 
     fn in_flight_len(&self) -> usize {

@@ -1,4 +1,6 @@
-//! The key ring as a file: one line that names the format and carries the SHA-256 of the rest, then JSON.
+//! The key ring as a file: one line that names the format and carries a SHA-256, then JSON. The SHA-256 is that of the
+//! format's number, a line feed and the JSON, so that a damaged number can't pass for a newer format; later formats
+//! have to keep to that.
 //!
 //! ```text
 //! twinkey-key-ring 1 <64 hex digits>
@@ -16,8 +18,8 @@ use sha2::{Digest, Sha256};
 use twinkey_contract::Identity;
 use twinkey_contract::sealing::SealingKey;
 use twinkey_rotation::{
-    Candidate, Held, KeyName, KeySlot, PerSlot, Place, Retired, Ring, Rotation, RotationId, Standing,
-    UnixSecs, Verdict,
+    Brought, Candidate, Held, KeyName, KeySlot, PerSlot, Place, Retired, Ring, Rotation, RotationId,
+    Standing, UnixSecs, Verdict,
 };
 use twinkey_sas::Key;
 use zeroize::{Zeroize, Zeroizing};
@@ -28,7 +30,7 @@ use super::{KeyRing, Registration, name_of};
 const MAGIC: &str = "twinkey-key-ring";
 /// The format that this agent writes; a higher number was written by a newer agent.
 const FORMAT: u32 = 1;
-/// Longest file that is read, in bytes: five keys, two names and a ring take under 4 KiB.
+/// Longest file that is read, in bytes: six keys, two names and a ring take under 4 KiB.
 pub(crate) const FILE_LEN_MAX: usize = 64 * 1024;
 
 /// Why a key-ring file can't be used. Never quotes the file.
@@ -85,7 +87,7 @@ impl KeyRing {
         serde_json::to_writer(&mut *json, &body)
             .map_err(|_| DamagedKeyRing::Content("it can't be written as JSON"))?;
         let mut file = Zeroizing::new(Vec::with_capacity(json.len() + 128));
-        file.extend_from_slice(format!("{MAGIC} {FORMAT} {}\n", hex(&Sha256::digest(&*json))).as_bytes());
+        file.extend_from_slice(format!("{MAGIC} {FORMAT} {}\n", checksum(FORMAT, &json)).as_bytes());
         file.extend_from_slice(&json);
         Ok(file)
     }
@@ -106,11 +108,11 @@ impl KeyRing {
         }
         let format: u32 =
             words.next().and_then(|word| word.parse().ok()).ok_or(DamagedKeyRing::NotAKeyRing)?;
+        if words.next() != Some(&checksum(format, json)) {
+            return Err(DamagedKeyRing::Checksum);
+        }
         if format > FORMAT {
             return Err(DamagedKeyRing::NewerFormat { found: format });
-        }
-        if words.next() != Some(&hex(&Sha256::digest(json))) {
-            return Err(DamagedKeyRing::Checksum);
         }
         let body: Body = serde_json::from_slice(json)
             .map_err(|_| DamagedKeyRing::Content("the JSON is not a key ring's"))?;
@@ -190,7 +192,9 @@ struct RingText {
     primary: PlaceText,
     secondary: PlaceText,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    retired: Option<RetiredText>,
+    retired: Option<PlacedText>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    brought: Option<PlacedText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rotation: Option<RotationText>,
 }
@@ -226,7 +230,7 @@ enum StandingText {
 }
 
 #[derive(Serialize, Deserialize)]
-struct RetiredText {
+struct PlacedText {
     slot: SlotText,
     key: String,
 }
@@ -258,7 +262,10 @@ impl From<&Ring> for RingText {
             secondary: (&ring.slots.secondary).into(),
             retired: ring
                 .retired
-                .map(|retired| RetiredText { slot: retired.slot.into(), key: retired.key.to_string() }),
+                .map(|retired| PlacedText { slot: retired.slot.into(), key: retired.key.to_string() }),
+            brought: ring
+                .brought
+                .map(|brought| PlacedText { slot: brought.slot.into(), key: brought.key.to_string() }),
             rotation: ring.rotation.map(|rotation| RotationText {
                 id: format!("{:032x}", rotation.id.0),
                 primary: rotation.offered.primary.map(|key| key.to_string()),
@@ -278,6 +285,10 @@ impl TryFrom<&RingText> for Ring {
     fn try_from(text: &RingText) -> Result<Self, DamagedKeyRing> {
         let retired = match &text.retired {
             Some(retired) => Some(Retired { slot: retired.slot.into(), key: key_name(&retired.key)? }),
+            None => None,
+        };
+        let brought = match &text.brought {
+            Some(brought) => Some(Brought { slot: brought.slot.into(), key: key_name(&brought.key)? }),
             None => None,
         };
         let rotation = match &text.rotation {
@@ -302,6 +313,7 @@ impl TryFrom<&RingText> for Ring {
             active: text.active.into(),
             slots: PerSlot { primary: (&text.primary).try_into()?, secondary: (&text.secondary).try_into()? },
             retired,
+            brought,
             rotation,
         })
     }
@@ -370,6 +382,10 @@ fn key_name(text: &str) -> Result<KeyName, DamagedKeyRing> {
         Ok(number) if is_whole => Ok(KeyName(number.to_be_bytes())),
         Ok(_) | Err(_) => Err(DamagedKeyRing::Content("a key's name is not 16 hexadecimal digits")),
     }
+}
+
+fn checksum(format: u32, json: &[u8]) -> String {
+    hex(&Sha256::new().chain_update(format!("{format}\n")).chain_update(json).finalize())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Gid, Uid, flock};
 use zeroize::Zeroizing;
 
 use super::StoreError;
@@ -22,7 +22,7 @@ pub trait Files {
     fn read(&self, name: &str) -> io::Result<Option<Zeroizing<Vec<u8>>>>;
     /// Makes or replaces the file.
     fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
-    /// Makes the file's content durable.
+    /// Makes the file's content durable; `NotFound` when there is none.
     fn sync(&mut self, name: &str) -> io::Result<()>;
     /// Moves a file over another one.
     fn rename(&mut self, from: &str, to: &str) -> io::Result<()>;
@@ -36,8 +36,19 @@ pub trait Files {
 #[derive(Debug)]
 pub struct DiskFiles {
     directory: PathBuf,
-    /// The directory itself, whose lock says that an agent is running; held for as long as it is open.
-    _lock: Option<File>,
+    /// The directory itself, whose lock says that an agent is running.
+    lock: Option<File>,
+}
+
+impl Drop for DiskFiles {
+    /// Unlocks, for closing alone does not: a process that was forked a moment ago has a copy of the descriptor, until it
+    /// runs its own program, and the lock lives as long as the last copy (flock(2)).
+    fn drop(&mut self) {
+        if let Some(lock) = &self.lock {
+            // Where that fails, closing it is what remains.
+            let _ = flock(lock, FlockOperation::Unlock);
+        }
+    }
 }
 
 impl DiskFiles {
@@ -59,7 +70,7 @@ impl DiskFiles {
         // The directory and no file in it: a card that has gone read-only must not keep the agent from its keys.
         let lock = File::open(directory).map_err(failed("open", directory))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { directory: directory.to_owned(), _lock: Some(lock) }),
+            Ok(()) => Ok(Self { directory: directory.to_owned(), lock: Some(lock) }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse { path: directory.to_owned() }),
             Err(errno) => Err(failed("lock", directory)(errno.into())),
         }
@@ -68,7 +79,7 @@ impl DiskFiles {
     /// The directory as it is, to read only.
     pub(super) fn look(directory: &Path) -> Result<Self, StoreError> {
         check_directory(directory)?;
-        Ok(Self { directory: directory.to_owned(), _lock: None })
+        Ok(Self { directory: directory.to_owned(), lock: None })
     }
 }
 
@@ -103,6 +114,12 @@ impl Files for DiskFiles {
             Ok(()) | Err(_) => {}
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+        if rustix::process::geteuid().is_root() {
+            // root may work for an agent that runs as another user, and it must be able to read the file.
+            let owner = fs::metadata(&self.directory)?;
+            let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+            rustix::fs::fchown(&file, Some(user), Some(group))?;
+        }
         file.write_all(bytes)
     }
 

@@ -227,7 +227,7 @@ impl World {
     /// What `input` means outside of the machine.
     fn happen(&mut self, input: &Input) {
         match *input {
-            Input::Boot | Input::Retry => {}
+            Input::Boot | Input::Retry | Input::Brought(_) => {}
             Input::Desired(desired) => self.document = Some(desired),
             Input::Stored(is_certain) => {
                 if let Some(ring) = self.writing.take() {
@@ -283,6 +283,7 @@ impl World {
             Input::Fired(Timer::Window) if weight == Refused => (WindowPassed, false),
             Input::Boot
             | Input::Retry
+            | Input::Brought(_)
             | Input::Desired(_)
             | Input::Stored(_)
             | Input::Attempted(_)
@@ -345,7 +346,7 @@ impl World {
             Disk::Failed { failures } => (2_u8, failures, s.stored).hash(&mut lanes),
         }
         (s.live, s.is_settled, s.is_renewal_due, s.attempt, s.pacing, s.trial).hash(&mut lanes);
-        (s.deferred, s.invalid, s.trouble).hash(&mut lanes);
+        (s.deferred, s.deferred_key, s.invalid, s.trouble).hash(&mut lanes);
         (&self.possible, self.armed, self.accepted_last, self.has_connected, self.document).hash(&mut lanes);
         (self.evidence, self.act).hash(&mut lanes);
         more.hash(&mut lanes);

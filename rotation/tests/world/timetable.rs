@@ -127,7 +127,12 @@ impl Timetable {
                 self.acceptances += 1;
                 self.lost_at_ms = self.stands_ms.map(|ms| self.now_ms + ms);
             }
-            Input::Boot | Input::Desired(_) | Input::Retry | Input::Stored(_) | Input::Attempted(_) => {}
+            Input::Boot
+            | Input::Desired(_)
+            | Input::Brought(_)
+            | Input::Retry
+            | Input::Stored(_)
+            | Input::Attempted(_) => {}
         }
         let event = match &mut self.power_cut {
             Some((0, image)) => {
