@@ -37,6 +37,16 @@ pub enum EmulatorError {
         /// What is wrong, without quoting its content.
         problem: String,
     },
+    /// The state kept from an earlier run can't be used.
+    #[error(
+        "the hub's state in {path} can't be used: {problem}; nothing was deleted. Move it and the files whose names begin like it away to start with an empty hub, or put a copy back"
+    )]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, without quoting a secret.
+        problem: String,
+    },
     /// An address can't be listened on.
     #[error("listen for {service} on {address}; choose another address, or port 0 for a free port")]
     Listen {

@@ -40,6 +40,28 @@ pub(crate) enum ClosedBy {
     RefusedConnect,
     /// The client doesn't read what the hub sends it.
     Overflow,
+    /// More telemetry than the limits allow.
+    Throttled,
+}
+
+impl ClosedBy {
+    /// Whether the client sees a lost network: no last packet, no end of TLS.
+    pub(crate) fn is_abrupt(self) -> bool {
+        match self {
+            Self::Cut | Self::Restart => true,
+            Self::Takeover
+            | Self::Client
+            | Self::Expired
+            | Self::KeyChange
+            | Self::KeepAlive
+            | Self::Protocol
+            | Self::Disabled
+            | Self::Deleted
+            | Self::RefusedConnect
+            | Self::Throttled
+            | Self::Overflow => false,
+        }
+    }
 }
 
 /// Why a CONNECT was refused. The client is not told.
@@ -117,6 +139,11 @@ impl History {
             token_expiry,
         };
         self.live.insert(self.last_id, span);
+        self.last_id
+    }
+
+    /// The number of the newest span; 0 before the first.
+    pub(crate) fn newest(&self) -> u64 {
         self.last_id
     }
 

@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Longest device or module id in characters (IoT Hub documentation, "Identity registry").
 const ID_LEN_MAX: usize = 128;
 
-/// A device, or a module of one.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// A device, or a module of one; in JSON as text like an MQTT client id.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) struct IdentityId {
     device: String,
     module: Option<String>,
@@ -53,6 +56,20 @@ impl IdentityId {
     }
 }
 
+impl TryFrom<String> for IdentityId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("no identity")
+    }
+}
+
+impl From<IdentityId> for String {
+    fn from(id: IdentityId) -> Self {
+        id.to_string()
+    }
+}
+
 impl fmt::Display for IdentityId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.module {
@@ -62,7 +79,11 @@ impl fmt::Display for IdentityId {
     }
 }
 
+/// What an id may have beside ASCII letters and digits (Azure SDK reference, `IotHubDeviceCreatedEventData`, `deviceId`;
+/// it names the semicolon, which the page "Identity registry" leaves out).
+pub(crate) const ID_SIGNS: &str = "-.%_#*?!(),:=@$'+;";
+
 fn is_id(text: &str) -> bool {
     (1..=ID_LEN_MAX).contains(&text.len())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-.%_#*?!(),:=@$'+".contains(c))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || ID_SIGNS.contains(c))
 }

@@ -66,6 +66,17 @@ impl Key {
         identifiable
     }
 
+    /// The key of a device of an enrolment group: HMAC-SHA256 of the registration id under the group's key (DPS
+    /// documentation, "Symmetric key attestation").
+    pub(crate) fn derive(&self, registration_id: &[u8]) -> Self {
+        // HMAC takes keys of every length.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
+            return self.clone();
+        };
+        mac.update(registration_id);
+        Self(Zeroizing::new(mac.finalize().into_bytes().to_vec()))
+    }
+
     /// Whether `signature` is HMAC-SHA256 of `message` under this key, compared in constant time.
     pub(crate) fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
         let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else {
@@ -82,19 +93,40 @@ impl fmt::Debug for Key {
     }
 }
 
+/// A key as base64, for the state on disk alone: nothing else may be written with keys in it.
+pub(crate) mod key_text {
+    use serde::de::Error as _;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use zeroize::Zeroizing;
+
+    use super::Key;
+
+    pub(crate) fn serialize<S: Serializer>(key: &Key, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(key.encode()))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Key, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        Key::decode(&text).ok_or_else(|| D::Error::custom("no base64"))
+    }
+}
+
 /// What a service-made key is for; it chooses the seed of the checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     HubPolicy,
     Device,
+    /// A group's key at the provisioning service.
+    Provisioning,
 }
 
 impl Purpose {
-    /// Seeds from microsoft/security-utilities: `IoTHub00` and `Device00` in ASCII.
+    /// Seeds from microsoft/security-utilities: `IoTHub00`, `Device00` and `DpsKey00` in ASCII.
     fn seed(self) -> u64 {
         match self {
             Self::HubPolicy => 0x496f_5448_7562_3030,
             Self::Device => 0x4465_7669_6365_3030,
+            Self::Provisioning => 0x4470_734b_6579_3030,
         }
     }
 }

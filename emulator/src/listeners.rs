@@ -4,11 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use bytes::Bytes;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 
 use crate::error::EmulatorError;
@@ -16,9 +18,14 @@ use crate::history::ClosedBy;
 use crate::hub::Hub;
 use crate::mqtt;
 use crate::rest::{self, Service};
+use crate::strangers::Stranger;
+use crate::websocket::WebSocket;
 
-/// Most connections at one time on each port; more are closed at once. Below the usual limit of open files.
-const CONNECTIONS_MAX: usize = 20_000;
+/// Most callers at one time on the HTTPS port; more are closed at once. On the MQTT port the strangers are counted,
+/// and the known are no more than there are identities.
+const CALLERS_MAX: usize = 20_000;
+/// Most connections that have become WebSockets and wait for their task; more wait to be handed over.
+const UPGRADED_MAX: usize = 16;
 /// Wait after a failed accept: it fails at once again while, say, no file descriptor is free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait for HTTPS requests under way when the hub goes down.
@@ -31,6 +38,14 @@ const BIND_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Restart {
     pub(crate) down: Duration,
     pub(crate) forget_sessions: bool,
+}
+
+/// A connection of the HTTPS port that has become a WebSocket, and what the client has said on it already.
+#[derive(Debug)]
+pub(crate) struct Upgraded {
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) read: Bytes,
+    pub(crate) stranger: Arc<Stranger>,
 }
 
 /// Both sockets.
@@ -66,9 +81,11 @@ pub(crate) async fn run(
 ) {
     // One restart at a time; a second request while one waits is refused.
     let (sender, mut restarts) = mpsc::channel(1);
-    let service = Service { hub: hub.clone(), restarts: sender };
     loop {
-        let restart = accept(&service, &tls, &listeners, &mut restarts, &mut stop).await;
+        // What became a WebSocket before a restart must not be served after it.
+        let (upgraded_sender, upgraded) = mpsc::channel(UPGRADED_MAX);
+        let service = Service { hub: hub.clone(), restarts: sender.clone(), upgraded: upgraded_sender };
+        let restart = accept(&service, &tls, &listeners, upgraded, &mut restarts, &mut stop).await;
         drop(listeners);
         let Some(Restart { down, forget_sessions }) = restart else {
             return;
@@ -100,6 +117,7 @@ async fn accept(
     service: &Service,
     tls: &TlsAcceptor,
     listeners: &Listeners,
+    mut upgraded: mpsc::Receiver<Upgraded>,
     restarts: &mut mpsc::Receiver<Restart>,
     stop: &mut oneshot::Receiver<()>,
 ) -> Option<Restart> {
@@ -107,23 +125,29 @@ async fn accept(
     let (mut devices, mut callers) = (JoinSet::new(), JoinSet::new());
     let (close, closing) = watch::channel(false);
     let restart = loop {
+        // In no fixed order: a port that is flooded must not starve the other.
         tokio::select! {
-            biased;
             _ = &mut *stop => break None,
             restart = restarts.recv() => break restart,
             Some(_) = devices.join_next() => {}
             Some(_) = callers.join_next() => {}
             accepted = listeners.mqtts.accept() => match accepted {
-                Ok(_) if devices.len() >= CONNECTIONS_MAX => debug!("too many MQTT connections"),
-                Ok((tcp, _)) => drop(devices.spawn(mqtt::serve(hub.clone(), tcp, tls.clone()))),
-                Err(error) => pause(&error).await,
-            },
-            accepted = listeners.https.accept() => match accepted {
-                Ok(_) if callers.len() >= CONNECTIONS_MAX => debug!("too many HTTPS connections"),
                 Ok((tcp, _)) => {
-                    callers.spawn(rest::serve(service.clone(), tcp, tls.clone(), closing.clone()));
+                    let stranger = enter(hub);
+                    devices.spawn(mqtt::serve_tls(hub.clone(), tcp, tls.clone(), stranger));
                 }
-                Err(error) => pause(&error).await,
+                Err(error) => pause(hub, &error).await,
+            },
+            Some(Upgraded { stream, read, stranger }) = upgraded.recv() => {
+                devices.spawn(mqtt::serve(hub.clone(), WebSocket::new(stream, &read), stranger));
+            }
+            accepted = listeners.https.accept() => match accepted {
+                Ok(_) if callers.len() >= CALLERS_MAX => debug!("too many HTTPS connections"),
+                Ok((tcp, _)) => {
+                    let stranger = enter(hub);
+                    callers.spawn(rest::serve(service.clone(), tcp, tls.clone(), stranger, closing.clone()));
+                }
+                Err(error) => pause(hub, &error).await,
             },
         }
     };
@@ -139,7 +163,24 @@ async fn accept(
     restart
 }
 
-async fn pause(error: &std::io::Error) {
-    warn!(%error, "accept failed");
+/// Takes a new connection in; the oldest stranger may have to go for it.
+fn enter(hub: &Hub) -> Arc<Stranger> {
+    let (stranger, is_crowded) = hub.strangers.enter();
+    if is_crowded && let Some(count) = hub.crowded_warning.is_due(hub.clock.now()) {
+        warn!(
+            count,
+            max = hub.options.strangers_max,
+            "connections that never authenticated made room for newer ones"
+        );
+    }
+    stranger
+}
+
+/// After a failed accept. The usual reason is that no file descriptor is free: then a stranger gives up its own.
+async fn pause(hub: &Hub, error: &std::io::Error) {
+    let has_made_room = hub.strangers.drop_oldest();
+    if let Some(count) = hub.accept_warning.is_due(hub.clock.now()) {
+        warn!(%error, count, has_made_room, "accept failed");
+    }
     sleep(ACCEPT_PAUSE).await;
 }

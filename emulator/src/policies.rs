@@ -68,12 +68,18 @@ impl Policies {
         let path = dir.join("policies.json");
         let damaged =
             |problem: &str| EmulatorError::Damaged { path: path.clone(), problem: problem.to_owned() };
-        let mut kept: BTreeMap<String, KeptKeys> = match files::read_kept(&path)? {
+        let text = files::read_kept(&path)?;
+        let is_kept = text.is_some();
+        let mut kept: BTreeMap<String, KeptKeys> = match text {
             Some(text) => {
                 serde_json::from_str(&text).map_err(|_| damaged("no JSON map of policies' keys"))?
             }
             None => BTreeMap::new(),
         };
+        let is_whole = BUILT_IN.iter().all(|(name, _)| kept.contains_key(*name));
+        if is_kept && !is_whole {
+            return Err(damaged("a policy's keys are missing"));
+        }
         let mut policies = Vec::with_capacity(BUILT_IN.len());
         for (name, rights) in BUILT_IN {
             let (primary, secondary) = match kept.get(name) {
@@ -86,7 +92,7 @@ impl Policies {
             };
             policies.push(Policy { name, rights, primary, secondary });
         }
-        if BUILT_IN.iter().any(|(name, _)| !kept.contains_key(*name)) {
+        if !is_kept {
             kept = policies
                 .iter()
                 .map(|policy| {

@@ -8,21 +8,31 @@ use serde_json::{Value, json};
 pub(crate) enum ErrorCode {
     ArgumentInvalid,
     InvalidPolicyKey,
+    DeviceDefinedMultipleTimes,
     DeserializationError,
     UnauthorizedAccess,
+    QuotaExceeded,
+    JobQuotaExceeded,
     MaximumQueueDepthExceeded,
     DeviceNotFound,
     ModuleNotFound,
+    JobNotFound,
+    ConfigurationNotFound,
     RouteNotFound,
+    EnrollmentNotFound,
+    OperationNotFound,
     DeviceNotOnline,
     DeviceAlreadyExists,
     ModuleAlreadyExists,
+    ConfigurationAlreadyExists,
+    JobAlreadyExists,
     PreconditionFailed,
     MessageTooLarge,
     TooManyDevices,
     TooManyModules,
     Throttling,
     ServerError,
+    ServiceUnavailable,
     GatewayTimeout,
 }
 
@@ -32,21 +42,31 @@ impl ErrorCode {
         match self {
             Self::ArgumentInvalid => (400_004, "ArgumentInvalid"),
             Self::InvalidPolicyKey => (400_000, "InvalidPolicyKey"),
+            Self::DeviceDefinedMultipleTimes => (400_011, "DeviceDefinedMultipleTimes"),
             Self::DeserializationError => (400_012, "DeserializationError"),
             Self::UnauthorizedAccess => (401_002, "IotHubUnauthorizedAccess"),
+            Self::QuotaExceeded => (403_002, "IotHubQuotaExceeded"),
+            Self::JobQuotaExceeded => (403_003, "JobQuotaExceeded"),
             Self::MaximumQueueDepthExceeded => (403_004, "DeviceMaximumQueueDepthExceeded"),
             Self::DeviceNotFound => (404_001, "DeviceNotFound"),
             Self::ModuleNotFound => (404_010, "ModuleNotFound"),
+            Self::JobNotFound => (404_002, "JobNotFound"),
+            Self::ConfigurationNotFound => (404_000, "ConfigurationNotFound"),
             Self::RouteNotFound => (404_000, "NotFound"),
+            Self::EnrollmentNotFound => (404_201, "EnrollmentNotFound"),
+            Self::OperationNotFound => (404_000, "OperationNotFound"),
             Self::DeviceNotOnline => (404_103, "DeviceNotOnline"),
             Self::DeviceAlreadyExists => (409_001, "DeviceAlreadyExists"),
             Self::ModuleAlreadyExists => (409_301, "ModuleAlreadyExistsOnDevice"),
+            Self::ConfigurationAlreadyExists => (409_000, "ConfigurationAlreadyExists"),
+            Self::JobAlreadyExists => (409_000, "JobAlreadyExists"),
             Self::PreconditionFailed => (412_001, "PreconditionFailed"),
             Self::MessageTooLarge => (413_001, "MessageTooLarge"),
             Self::TooManyDevices => (413_002, "TooManyDevices"),
             Self::TooManyModules => (413_003, "TooManyModulesOnDevice"),
             Self::Throttling => (429_001, "ThrottlingException"),
             Self::ServerError => (500_001, "ServerError"),
+            Self::ServiceUnavailable => (503_001, "ServiceUnavailable"),
             Self::GatewayTimeout => (504_101, "GatewayTimeout"),
         }
     }
@@ -75,11 +95,13 @@ impl ErrorCode {
 pub(crate) struct Refusal {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
+    /// When to ask again, if the answer is to say so.
+    pub(crate) retry_after_secs: Option<u64>,
 }
 
 impl Refusal {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), retry_after_secs: None }
     }
 
     /// The body of an HTTPS answer.

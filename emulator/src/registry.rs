@@ -7,15 +7,19 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use crate::authentication::Authentication;
 use crate::cloud_to_device::Queue;
+use crate::configurations::Configured;
 use crate::hub::{Live, Session};
 use crate::identity::IdentityId;
+use crate::kept::Touched;
 use crate::keys::SymmetricKeys;
 use crate::refusal::{ErrorCode, Refusal};
 use crate::twin::Twin;
 
-/// Most devices and modules together: the emulator keeps all of them in memory, and a twin may have 72 KiB.
-const IDENTITIES_MAX: usize = 50_000;
+/// Most devices and modules together, as in the real hub (IoT Hub documentation, "Quotas and throttling"). All are in
+/// memory: a new device takes about 4 KB with a few tags, so that a million take 4 GB.
+const IDENTITIES_MAX: usize = 1_000_000;
 /// Most modules of one device (IoT Hub documentation, "Quotas and throttling").
 const MODULES_MAX: usize = 50;
 
@@ -36,17 +40,37 @@ pub(crate) struct Identity {
     pub(crate) status: Status,
     pub(crate) status_reason: Option<String>,
     pub(crate) status_updated: Option<String>,
+    pub(crate) authentication: Authentication,
+    /// Kept whatever the authentication is; only `sas` uses them.
     pub(crate) keys: SymmetricKeys,
     pub(crate) iot_edge: bool,
+    pub(crate) scope: Option<Box<Scope>>,
+    /// Who manages a module, as its creator says.
+    pub(crate) managed_by: Option<String>,
     pub(crate) twin: Twin,
+    /// The digital twin model that the client last named in its user name; empty if none.
+    pub(crate) model_id: String,
     pub(crate) last_activity: Option<String>,
     pub(crate) connection_updated: Option<String>,
     pub(crate) session: Option<Session>,
     pub(crate) queue: Queue,
     pub(crate) live: Option<Live>,
+    /// What configurations have made of the twin.
+    pub(crate) configured: Option<Box<Configured>>,
+}
+
+/// Where a device stands in a hierarchy of gateways (IoT Hub documentation, "Create device scopes").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Scope {
+    pub(crate) device_scope: Option<String>,
+    pub(crate) parent_scopes: Vec<String>,
 }
 
 impl Identity {
+    pub(crate) fn connection_state(&self) -> &'static str {
+        if self.is_connected() { "Connected" } else { "Disconnected" }
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
         self.live.is_some()
     }
@@ -56,6 +80,7 @@ impl Identity {
 pub(crate) struct Registry {
     identities: BTreeMap<IdentityId, Identity>,
     changes: u64,
+    pub(crate) touched: Touched<IdentityId>,
 }
 
 /// What a request's `If-Match` header asks for.
@@ -70,9 +95,14 @@ pub(crate) enum Precondition {
 }
 
 impl Precondition {
-    /// Reads the header; the SDKs send etags, and even `*`, with quotes or without.
+    /// Reads the header; the SDKs send etags, and even `*`, with quotes or without. A weak etag
+    /// (RFC 9110 §8.8.1) is taken as well: the REST reference calls the header's value one.
     pub(crate) fn parse(header: Option<&str>) -> Self {
-        match header.map(|value| value.trim().trim_matches('"')) {
+        let value = header.map(str::trim).map(|value| match value.strip_prefix("W/") {
+            Some(quoted) if quoted.starts_with('"') => quoted,
+            Some(_) | None => value,
+        });
+        match value.map(|value| value.trim_matches('"')) {
             None | Some("") => Self::None,
             Some("*") => Self::Any,
             Some(etag) => Self::Etag(etag.to_owned()),
@@ -95,12 +125,30 @@ impl Registry {
         self.identities.get(id)
     }
 
+    /// Puts an identity back that was kept.
+    pub(crate) fn restore(&mut self, id: IdentityId, identity: Identity) {
+        self.identities.insert(id, identity);
+    }
+
+    /// From now on, remembers what may have changed. Etags go on after `changes`.
+    pub(crate) fn keep_track(&mut self, changes: u64) {
+        self.changes = changes;
+        self.touched.begin();
+    }
+
+    /// Counts every etag and generation id that was given out.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
     pub(crate) fn find_mut(&mut self, id: &IdentityId) -> Option<&mut Identity> {
+        self.touched.add(id);
         self.identities.get_mut(id)
     }
 
     /// The identity, or the hub's 404.
     pub(crate) fn expect_known(&mut self, id: &IdentityId) -> Result<&mut Identity, Refusal> {
+        self.touched.add(id);
         self.identities.get_mut(id).ok_or_else(|| unknown(id))
     }
 
@@ -140,19 +188,26 @@ impl Registry {
             status: Status::Enabled,
             status_reason: None,
             status_updated: None,
+            authentication: Authentication::default(),
             keys,
             iot_edge: false,
+            scope: None,
+            managed_by: None,
             twin: Twin::new(timestamp),
+            model_id: String::new(),
             last_activity: None,
             connection_updated: None,
             session: None,
             queue: Queue::default(),
             live: None,
+            configured: None,
         };
+        self.touched.add(id);
         Ok(self.identities.entry(id.clone()).or_insert(identity))
     }
 
     pub(crate) fn remove(&mut self, id: &IdentityId) {
+        self.touched.add(id);
         self.identities.remove(id);
     }
 
@@ -160,6 +215,22 @@ impl Registry {
     pub(crate) fn after(&self, after: Option<&IdentityId>) -> impl Iterator<Item = (&IdentityId, &Identity)> {
         let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
         self.identities.range((from, std::ops::Bound::Unbounded))
+    }
+
+    /// Like [`after`](Self::after), but of the devices in `named` and their modules only, if it is given; `named` is sorted.
+    pub(crate) fn some_after<'r>(
+        &'r self,
+        named: Option<&'r [IdentityId]>,
+        after: Option<&'r IdentityId>,
+    ) -> Box<dyn Iterator<Item = (&'r IdentityId, &'r Identity)> + 'r> {
+        let Some(named) = named else {
+            return Box::new(self.after(after));
+        };
+        let family = |device: &'r IdentityId| {
+            self.identities.range(device..).take_while(|(id, _)| id.device_id() == device.device_id())
+        };
+        let is_after = move |id: &IdentityId| after.is_none_or(|after| id > after);
+        Box::new(named.iter().flat_map(family).filter(move |(id, _)| is_after(id)))
     }
 
     pub(crate) fn modules(&self, device: &IdentityId) -> impl Iterator<Item = (&IdentityId, &Identity)> {
@@ -196,5 +267,28 @@ pub(crate) fn unknown(id: &IdentityId) -> Refusal {
     match id.module_id() {
         None => Refusal::new(ErrorCode::DeviceNotFound, id.to_string()),
         Some(_) => Refusal::new(ErrorCode::ModuleNotFound, id.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_etag_is_read_with_quotes_without_and_weak() {
+        let etag = |text: &str| Precondition::Etag(text.to_owned());
+        for (header, expected) in [
+            (None, Precondition::None),
+            (Some("\"\""), Precondition::None),
+            (Some("W/\"\""), Precondition::None),
+            (Some("\"*\""), Precondition::Any),
+            (Some("AAAAAAAAAAE="), etag("AAAAAAAAAAE=")),
+            (Some(" \"AAAAAAAAAAE=\" "), etag("AAAAAAAAAAE=")),
+            (Some("W/\"AAAAAAAAAAE=\""), etag("AAAAAAAAAAE=")),
+            // Base64 may begin so.
+            (Some("W/AA"), etag("W/AA")),
+        ] {
+            assert_eq!(Precondition::parse(header), expected, "{header:?}");
+        }
     }
 }

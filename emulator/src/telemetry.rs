@@ -38,6 +38,8 @@ impl PropertyBag {
                 None => (decode(pair), Value::Null),
             };
             match system_name(&name) {
+                // The hub says itself who sent a message.
+                _ if STAMPED.contains(&name.as_str()) => continue,
                 Some(known) => bag.system.insert(known.to_owned(), value),
                 None if name.starts_with("$.") => bag.system.insert(name, value),
                 None => bag.application.insert(name, value),
@@ -56,6 +58,9 @@ impl PropertyBag {
             + self.system.values().map(text).sum::<usize>()
     }
 }
+
+/// Names of the sender's device and module, which a client can't choose.
+const STAMPED: [&str; 2] = ["$.cdid", "$.cmid"];
 
 /// System properties and the names that a bag carries them under.
 fn system_name(name: &str) -> Option<&'static str> {
@@ -165,7 +170,7 @@ mod tests {
     #[test]
     fn bag_as_sent_by_the_python_sdk_is_read() {
         let bag = PropertyBag::parse(
-            "%24.mid=probe-1&%24.cid=c%2F1&$.ct=application%2Fjson&alert%20level=a%26b%3Dc%2Fd%25&alone&empty=&p=a+b",
+            "%24.mid=probe-1&%24.cid=c%2F1&$.ct=application%2Fjson&alert%20level=a%26b%3Dc%2Fd%25&alone&empty=&p=a+b&%24.cdid=other&$.cmid=other",
         )
         .unwrap();
         assert_eq!(

@@ -8,7 +8,8 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, date_time_ymd,
 };
 use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::version::{TLS12, TLS13};
 use tokio_rustls::TlsAcceptor;
 
@@ -26,21 +27,31 @@ impl Authority {
     pub(crate) fn load_or_create(dir: &Path) -> Result<Self, EmulatorError> {
         let file = dir.join("ca.pem");
         let key_file = dir.join("ca-key.pem");
-        let kept = files::read_kept(&key_file)?.filter(|_| file.is_file());
-        let key = match kept {
-            Some(pem) => KeyPair::from_pem(&pem).map_err(|_| EmulatorError::Damaged {
-                path: key_file,
-                problem: "no PEM private key".to_owned(),
-            })?,
+        let damaged = |path: &Path, problem: &str| EmulatorError::Damaged {
+            path: path.to_owned(),
+            problem: problem.to_owned(),
+        };
+        let certificate = files::read_kept(&file)?;
+        let key = match files::read_kept(&key_file)? {
+            Some(pem) => KeyPair::from_pem(&pem).map_err(|_| damaged(&key_file, "no PEM private key"))?,
+            // A new key would end the trust of everybody who has this certificate, without a word.
+            None if certificate.is_some() => {
+                return Err(damaged(&file, "its key, ca-key.pem, is missing; put it back"));
+            }
             None => {
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-                // The certificate comes last: with both files there, they belong together.
-                files::remove(&file)?;
                 files::write_private(&key_file, &key.serialize_pem())?;
-                files::write_private(&file, &authority_params()?.self_signed(&key)?.pem())?;
                 key
             }
         };
+        match certificate {
+            Some(pem) if !certifies(&pem, &key) => {
+                return Err(damaged(&file, "it is not the certificate of ca-key.pem"));
+            }
+            Some(_) => {}
+            // The first start, or one that was cut short after the key was written.
+            None => files::write_private(&file, &authority_params()?.self_signed(&key)?.pem())?,
+        }
         Ok(Self { file, issuer: Issuer::new(authority_params()?, key) })
     }
 
@@ -64,6 +75,13 @@ impl Authority {
             .with_single_cert(vec![certificate.der().clone()], key)?;
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
+}
+
+/// Whether a certificate is of this key. An uncompressed point of the curve is in no other place by chance.
+fn certifies(pem: &str, key: &KeyPair) -> bool {
+    let point = key.public_key_raw();
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .is_ok_and(|certificate| certificate.windows(point.len()).any(|window| window == point))
 }
 
 /// The same parameters at every start, so that a kept key always continues the kept certificate.

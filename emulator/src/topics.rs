@@ -22,6 +22,10 @@ pub(crate) enum Publication<'a> {
 
 impl<'a> Publication<'a> {
     pub(crate) fn parse(topic: &'a str, identity: &IdentityId) -> Option<Self> {
+        // MQTT 3.1.1 §3.3.2.1.
+        if topic.contains(['+', '#']) {
+            return None;
+        }
         if let Some(query) = topic.strip_prefix("$iothub/twin/GET/") {
             return Some(Self::ReadTwin { rid: rid(query)? });
         }
@@ -47,17 +51,34 @@ pub(crate) enum Filter {
     Desired,
     Methods,
     CloudToDevice,
+    /// A module's inputs, which only an edge hub has: the SDKs' module clients ask for them, and nothing comes.
+    Inputs,
 }
 
 impl Filter {
+    /// Twins and direct methods are for clients with an API version in their user name only. Answers are not: one
+    /// that asks without is told 400.
+    pub(crate) fn needs_api_version(self) -> bool {
+        match self {
+            Self::Desired | Self::Methods => true,
+            Self::TwinAnswers | Self::CloudToDevice | Self::Inputs => false,
+        }
+    }
+
     pub(crate) fn parse(filter: &str, identity: &IdentityId) -> Option<Self> {
         match filter {
             "$iothub/twin/res/#" => Some(Self::TwinAnswers),
             "$iothub/twin/PATCH/properties/desired/#" => Some(Self::Desired),
             "$iothub/methods/POST/#" => Some(Self::Methods),
             other => {
-                let own = format!("{}/messages/devicebound/#", resource_topic(identity));
-                (identity.module_id().is_none() && other == own).then_some(Self::CloudToDevice)
+                let own = resource_topic(identity);
+                match (identity.module_id(), other.strip_prefix(own.as_str())) {
+                    (None, Some("/messages/devicebound/#")) => Some(Self::CloudToDevice),
+                    (Some(_), Some("/inputs/#")) => Some(Self::Inputs),
+                    // The Embedded C SDK's constant for every device (`az_iot_hub_client.h`).
+                    (None, None) if other == "devices/+/messages/devicebound/#" => Some(Self::CloudToDevice),
+                    (None | Some(_), None | Some(_)) => None,
+                }
             }
         }
     }
@@ -103,8 +124,16 @@ fn resource_topic(identity: &IdentityId) -> String {
 
 /// The request id of `?$rid={rid}[&…]`, which is echoed as it came.
 fn rid(query: &str) -> Option<&str> {
-    let pairs = query.strip_prefix('?')?.split('&');
-    pairs.filter_map(|pair| pair.strip_prefix("$rid=")).next().filter(|rid| !rid.is_empty())
+    parameter(query.strip_prefix('?')?, "$rid").filter(|rid| !rid.is_empty())
+}
+
+/// The first value of `name` in `k=v&…`, as it stands there.
+pub(crate) fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
 }
 
 #[cfg(test)]
@@ -136,6 +165,28 @@ mod tests {
             (&d1, "", None),
         ] {
             assert_eq!(Publication::parse(topic, identity), expected, "{identity} {topic}");
+        }
+    }
+
+    #[test]
+    fn filters_of_every_official_sdk_are_known() {
+        let d1 = IdentityId::device("d1").unwrap();
+        let m1 = IdentityId::module("d1", "m1").unwrap();
+        for (identity, filter, expected) in [
+            (&d1, "$iothub/twin/res/#", Some(Filter::TwinAnswers)),
+            (&m1, "$iothub/twin/PATCH/properties/desired/#", Some(Filter::Desired)),
+            (&m1, "$iothub/methods/POST/#", Some(Filter::Methods)),
+            (&d1, "devices/d1/messages/devicebound/#", Some(Filter::CloudToDevice)),
+            (&d1, "devices/+/messages/devicebound/#", Some(Filter::CloudToDevice)),
+            (&m1, "devices/d1/modules/m1/inputs/#", Some(Filter::Inputs)),
+            (&m1, "devices/d1/modules/m1/messages/devicebound/#", None),
+            (&m1, "devices/+/messages/devicebound/#", None),
+            (&d1, "devices/d1/inputs/#", None),
+            (&d1, "devices/d2/messages/devicebound/#", None),
+            (&d1, "devices/d1/#", None),
+            (&d1, "#", None),
+        ] {
+            assert_eq!(Filter::parse(filter, identity), expected, "{identity} {filter}");
         }
     }
 

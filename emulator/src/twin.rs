@@ -4,6 +4,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// Largest desired or reported section, counted as the documentation does (keys and values, no punctuation).
@@ -19,8 +20,9 @@ const STRING_LEN_MAX: usize = 4096;
 /// Largest absolute value of an integer: 2^52, less one on the positive side.
 const INTEGER_MAX: i64 = 4_503_599_627_370_495;
 
-/// A twin document.
-#[derive(Debug)]
+/// A twin document. Its form in JSON is that of the state on disk.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Twin {
     pub(crate) tags: Map<String, Value>,
     pub(crate) desired: Section,
@@ -32,7 +34,8 @@ pub(crate) struct Twin {
 }
 
 /// Desired or reported properties.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Section {
     pub(crate) values: Map<String, Value>,
     metadata: Map<String, Value>,
@@ -42,7 +45,7 @@ pub(crate) struct Section {
 }
 
 /// What the service asks to change; `None` leaves a section as it is.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct ServicePatch {
     pub(crate) tags: Option<Map<String, Value>>,
     pub(crate) desired: Option<Map<String, Value>>,
@@ -81,8 +84,11 @@ impl Twin {
         Ok(())
     }
 
-    /// Merges the service's patch. On error nothing is changed.
+    /// Merges the service's patch. On error nothing is changed, nor by a patch that names no section: not even the etag.
     pub(crate) fn patch(&mut self, patch: &ServicePatch, timestamp: &str) -> Result<(), String> {
+        if patch.tags.is_none() && patch.desired.is_none() {
+            return Ok(());
+        }
         let tags = match &patch.tags {
             Some(tags) => merged_tags(&self.tags, tags)?,
             None => self.tags.clone(),
@@ -122,6 +128,10 @@ impl Section {
         let mut section = Self { values: Map::new(), metadata: Map::new(), version: 1, keeps_versions };
         section.metadata = section.stamp(timestamp);
         section
+    }
+
+    pub(crate) fn metadata(&self) -> &Map<String, Value> {
+        &self.metadata
     }
 
     /// The values with `$version`.
@@ -238,6 +248,7 @@ fn check_value(value: &Value, depth: usize) -> Result<(), String> {
             Err(format!("a string is longer than {STRING_LEN_MAX} bytes"))
         }
         Value::String(_) => Ok(()),
+        Value::Array(_) if depth > DEPTH_MAX => Err(format!("more than {DEPTH_MAX} levels of nested arrays")),
         Value::Array(items) if items.iter().any(Value::is_null) => Err("an array contains null".to_owned()),
         Value::Array(items) => items.iter().try_for_each(|item| check_value(item, depth + 1)),
         Value::Object(object) => check_object(object, depth + 1),
@@ -306,6 +317,7 @@ mod tests {
     #[test]
     fn every_limit_refuses_and_changes_nothing() {
         let nest = |levels| (1..levels).fold(json!({"k": 1}), |inner, _| json!({"k": inner}));
+        let array = |levels| (0..levels).fold(json!(1), |inner, _| json!([inner]));
         let strings = |count: usize, len| -> Value {
             (0..count)
                 .map(|n| (format!("{n:04}"), Value::from("x".repeat(len))))
@@ -317,12 +329,14 @@ mod tests {
             json!({"k".repeat(KEY_LEN_MAX): 1}),
             strings(8, STRING_LEN_MAX - 4),
             json!({"n": INTEGER_MAX, "m": -INTEGER_MAX - 1, "f": 1.5e300}),
+            json!({"k": array(DEPTH_MAX)}),
         ];
         for patch in fits {
             desire(&mut Twin::new("t"), patch).unwrap();
         }
         let breaks = [
             nest(DEPTH_MAX + 1),
+            json!({"k": array(DEPTH_MAX + 1)}),
             json!({"k".repeat(KEY_LEN_MAX + 1): 1}),
             json!({"": 1}),
             json!({"a.b": 1}),

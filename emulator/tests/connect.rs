@@ -6,6 +6,8 @@ mod support;
 
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
+
 use reqwest::Method;
 use rumqttc::{Connect, ConnectReturnCode, LastWill, Packet, Protocol, QoS};
 use serde_json::{Value, json};
@@ -63,6 +65,7 @@ async fn every_refusal_says_5_and_the_operator_learns_why() {
         (with_user("localhost/d2/?api-version=2021-04-12"), "malformed"),
         (with_user("elsewhere/d1/?api-version=2021-04-12"), "malformed"),
         (with_user("localhost/d1/?api-version="), "malformed"),
+        (with_user("localhost/d1/?api-version=&api-version=2021-04-12"), "malformed"),
         (with_user("localhost/d1/?DeviceClientType=x"), "malformed"),
         (with_user("localhost/d1/m1/?api-version=2021-04-12"), "malformed"),
         (with_user("localhost"), "malformed"),
@@ -77,13 +80,14 @@ async fn every_refusal_says_5_and_the_operator_learns_why() {
 #[tokio::test]
 async fn user_names_and_tokens_of_every_accepted_form_connect() {
     let hub = TestHub::start().await;
-    let odd = "-.%_*?!(),:=@$'+#";
+    let odd = "-.%_*?!(),:=@$'+#;";
     let (keys, module, odd_keys) =
         (hub.create("d1").await, hub.create_module("d1", "m1").await, hub.create(odd).await);
     for user in [
         "localhost/d1/?api-version=2021-04-12",
         "LOCALHOST:8883/d1/?DeviceClientType=a%2Fb&api-version=2021-04-12&model-id=dtmi%3Aa%3B1",
         "localhost/d1/api-version=2016-11-14&x=y",
+        "localhost/d1/?api-version=2021-04-12&api-version=",
         "localhost/d1/",
         "localhost/d1",
     ] {
@@ -92,6 +96,8 @@ async fn user_names_and_tokens_of_every_accepted_form_connect() {
         connect.set_login(user, password);
         hub.try_connect(connect).await.unwrap_or_else(|code| panic!("{user}: {code:?}"));
     }
+    let twin = hub.call(Method::GET, "/twins/d1", Value::Null).await.expect(200);
+    assert_eq!(twin["modelId"], "dtmi:a;1");
     assert!(hub.connect("d1/m1", &module.secondary).await.answers().await);
     assert!(hub.connect(odd, &odd_keys.primary).await.answers().await);
     assert!(hub.is_refused("d1/m1", &keys.primary).await, "a device's key opens its module");
@@ -122,12 +128,18 @@ async fn another_protocol_level_is_refused_with_1() {
     let mut v5 = connect("d1", &keys.primary);
     v5.protocol = Protocol::V5;
     assert_eq!(code(&hub, v5).await, ConnectReturnCode::RefusedProtocolVersion);
-    let mut client = hub.open().await;
-    let level_3 = b"\x10\x0c\x00\x04MQTT\x03\x00\x00\x00\x00\x00";
-    tokio::io::AsyncWriteExt::write_all(&mut client.stream, level_3).await.unwrap();
-    match client.receive().await {
-        Some(Packet::ConnAck(connack)) => assert_eq!(connack.code, ConnectReturnCode::RefusedProtocolVersion),
-        other => panic!("{other:?}"),
+    let level_3: &[u8] = b"\x10\x0c\x00\x04MQTT\x03\x00\x00\x00\x00\x00";
+    // With the properties that only MQTT 5 has: a session expiry interval.
+    let level_5 = b"\x10\x14\x00\x04MQTT\x05\x02\x00\x3c\x05\x11\x00\x00\x00\x0a\x00\x02d1";
+    for first in [level_3, level_5] {
+        let mut client = hub.open().await;
+        client.stream.write_all(first).await.unwrap();
+        match client.receive().await {
+            Some(Packet::ConnAck(connack)) => {
+                assert_eq!(connack.code, ConnectReturnCode::RefusedProtocolVersion);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -216,10 +228,11 @@ async fn disabling_and_deleting_close_the_connection_and_refuse_the_next() {
     assert_eq!(hub.refusals("d1").await, ["disabled"]);
     identity["status"] = "enabled".into();
     hub.call_if(Method::PUT, "/devices/d1", "*", identity).await.expect(200);
-    let mut device = hub.connect("d1", &keys.primary).await;
+    let (mut device, mut part) =
+        (hub.connect("d1", &keys.primary).await, hub.connect("d1/m1", &module.primary).await);
     hub.call_if(Method::DELETE, "/devices/d1", "*", Value::Null).await.expect(204);
-    assert!(device.is_closed().await);
-    assert!(hub.is_refused("d1", &keys.primary).await);
+    assert!(device.is_closed().await && part.is_closed().await);
+    assert!(hub.is_refused("d1", &keys.primary).await && hub.is_refused("d1/m1", &module.primary).await);
     let spans = hub.spans("d1").await;
     assert_eq!((&spans[0]["closedBy"], &spans[1]["closedBy"]), (&json!("disabled"), &json!("deleted")));
     let again = hub.create("d1").await;
@@ -233,20 +246,23 @@ async fn sessions_keep_subscriptions_unless_asked_to_start_clean() {
     let keys = hub.create("d1").await;
     let (mut client, present) = hub.try_connect(connect("d1", &keys.primary)).await.unwrap();
     assert!(!present);
-    client.subscribe("$iothub/twin/res/#", QoS::AtMostOnce).await;
+    client.subscribe("$iothub/twin/PATCH/properties/desired/#", QoS::AtMostOnce).await;
     client.send(Packet::Disconnect).await;
     assert_eq!(hub.closed_span("d1", 0).await["closedBy"], "client");
     let (mut client, present) = hub.try_connect(connect("d1", &keys.primary)).await.unwrap();
     assert!(present);
-    assert_eq!(client.request_twin("$iothub/twin/GET/?$rid=1", "").await.0, "$iothub/twin/res/200/?$rid=1");
+    let desire = async || {
+        let patch = json!({"properties": {"desired": {"k": 1}}});
+        hub.call(Method::PATCH, "/twins/d1", patch).await.expect(200)
+    };
+    desire().await;
+    assert_eq!(client.receive_publish().await.topic, "$iothub/twin/PATCH/properties/desired/?$version=2");
     let mut clean = connect("d1", &keys.primary);
     clean.clean_session = true;
     let (mut client, present) = hub.try_connect(clean).await.unwrap();
     assert!(!present);
-    client
-        .send(Packet::Publish(rumqttc::Publish::new("$iothub/twin/GET/?$rid=2", QoS::AtMostOnce, "")))
-        .await;
-    assert!(client.answers().await, "an answer without a subscription");
+    desire().await;
+    assert!(client.answers().await, "a notification without a subscription");
     let (_, present) = hub.try_connect(connect("d1", &keys.primary)).await.unwrap();
     assert!(!present, "a clean session was kept");
 }
@@ -257,7 +273,7 @@ async fn a_will_becomes_telemetry_unless_the_client_disconnects() {
     let keys = hub.create("d1").await;
     let with_will = |topic: &str| {
         let mut connect = connect("d1", &keys.primary);
-        connect.last_will = Some(LastWill::new(topic, "gone", QoS::AtLeastOnce, false));
+        connect.last_will = Some(LastWill::new(topic, "gone", QoS::AtLeastOnce, true));
         connect
     };
     let topic = "devices/d1/messages/events/a=b";
@@ -272,7 +288,7 @@ async fn a_will_becomes_telemetry_unless_the_client_disconnects() {
     let message = hub.look("telemetry").await["messages"][0].clone();
     assert_eq!(
         (&message["body"], &message["properties"]),
-        (&json!("gone"), &json!({"a": "b", "iothub-MessageType": "Will"}))
+        (&json!("gone"), &json!({"a": "b", "iothub-MessageType": "Will", "mqtt-retain": "true"}))
     );
 }
 

@@ -4,10 +4,13 @@
 
 mod support;
 
+use std::time::Duration;
+
 use reqwest::Method;
-use rumqttc::{ConnectReturnCode, Packet, PubAck, Publish, QoS, SubscribeReasonCode};
+use rumqttc::{ConnectReturnCode, Packet, PubAck, Publish, QoS, SubscribeFilter, SubscribeReasonCode};
 use serde_json::{Value, json};
-use support::{Client, TestHub, connect, publish};
+use support::{Client, PATIENCE, TestHub, connect, publish};
+use tokio::time::timeout;
 
 const EVENTS: &str = "devices/d1/messages/events/";
 const DEVICE_BOUND: &str = "devices/d1/messages/devicebound/#";
@@ -81,6 +84,8 @@ async fn a_packet_that_the_hub_forbids_ends_only_its_own_connection() {
         qos_2(EVENTS),
         publish("some/topic", "x", 1),
         publish("devices/d2/messages/events/", "x", 1),
+        publish(&format!("{EVENTS}+"), "x", 1),
+        publish(&format!("{EVENTS}a=#"), "x", 1),
         publish("$iothub/methods/res/ok/?$rid=1", "x", 1),
         publish(&format!("{EVENTS}a=b"), &large, 1),
         publish(EVENTS, &"x".repeat(400 * 1024), 1),
@@ -90,6 +95,7 @@ async fn a_packet_that_the_hub_forbids_ends_only_its_own_connection() {
         Packet::Connect(connect("d1", &keys.primary)),
         Packet::PubRel(rumqttc::PubRel::new(1)),
         Packet::PingResp,
+        publish(EVENTS, &"x".repeat(300 * 1024), 1),
     ];
     for (at, packet) in forbidden.into_iter().enumerate() {
         let mut client = hub.connect("d1", &keys.primary).await;
@@ -143,6 +149,55 @@ async fn cloud_to_device_messages_come_again_until_they_are_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_not_acknowledged_in_time_comes_again_on_the_same_connection() {
+    let lock = Duration::from_millis(300);
+    let hub = TestHub::start_with(|options| options.cloud_to_device_lock = lock).await;
+    let keys = hub.create("d1").await;
+    let mut client = hub.connect("d1", &keys.primary).await;
+    client.subscribe(DEVICE_BOUND, QoS::AtLeastOnce).await;
+    push(&hub, "one").await.expect(200);
+    let first = client.receive_publish().await;
+    let again = client.receive_publish().await;
+    assert_eq!((first.dup, again.dup, &again.payload[..]), (false, true, &b"one"[..]));
+    // The lock of the first delivery is over: its acknowledgement says nothing about the second.
+    assert_ne!(first.pkid, again.pkid);
+    client.send(Packet::PubAck(PubAck::new(first.pkid))).await;
+    // Ten deliveries are all, as the documentation's default has it.
+    for _ in 3..=10 {
+        assert!(client.receive_publish().await.dup);
+    }
+    let given_up = async {
+        while hub.identity("d1").await["cloudToDeviceMessageCount"] != 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, given_up).await.expect("the message stays in the queue");
+    assert!(client.answers().await, "an eleventh delivery");
+    push(&hub, "two").await.expect(200);
+    let two = client.receive_publish().await;
+    client.send(Packet::PubAck(PubAck::new(two.pkid))).await;
+    assert!(client.answers().await);
+    assert_eq!(hub.identity("d1").await["cloudToDeviceMessageCount"], 0);
+}
+
+#[tokio::test]
+async fn an_unknown_filter_leaves_nothing_in_the_session() {
+    let hub = TestHub::start().await;
+    let keys = hub.create("d1").await;
+    let mut client = hub.connect("d1", &keys.primary).await;
+    let filters = ["$iothub/twin/PATCH/properties/desired/#", "#"]
+        .map(|it| SubscribeFilter::new(it.to_owned(), QoS::AtMostOnce));
+    let mut both = rumqttc::Subscribe::new_many(filters);
+    both.pkid = 1;
+    client.send(Packet::Subscribe(both)).await;
+    assert!(client.is_closed().await);
+    let (mut client, present) = hub.try_connect(connect("d1", &keys.primary)).await.unwrap();
+    assert!(present);
+    hub.call(Method::PATCH, "/twins/d1", json!({"properties": {"desired": {"k": 1}}})).await.expect(200);
+    assert!(client.answers().await, "a notification without a subscription");
+}
+
+#[tokio::test]
 async fn the_cloud_to_device_queue_is_bounded_and_can_be_emptied() {
     let hub = TestHub::start().await;
     let keys = hub.create("d1").await;
@@ -169,6 +224,27 @@ async fn the_cloud_to_device_queue_is_bounded_and_can_be_emptied() {
     let (mut client, _) = hub.try_connect(clean).await.unwrap();
     client.subscribe(DEVICE_BOUND, QoS::AtLeastOnce).await;
     assert!(client.answers().await, "a clean session finds the queue empty");
+}
+
+#[tokio::test]
+async fn a_message_that_expired_counts_nowhere() {
+    let hub = TestHub::start().await;
+    let keys = hub.create("d1").await;
+    drop(hub.connect("d1", &keys.primary).await);
+    hub.closed_span("d1", 0).await;
+    let expired = json!({"identity": "d1", "body": "late", "ttlSecs": 0});
+    hub.operate("c2d", expired).await.expect(200);
+    assert_eq!(hub.identity("d1").await["cloudToDeviceMessageCount"], 0);
+    let twin = hub.call(Method::GET, "/twins/d1", Value::Null).await.expect(200);
+    assert_eq!(twin["cloudToDeviceMessageCount"], 0);
+    let query = json!({"query": "SELECT deviceId FROM devices WHERE cloudToDeviceMessageCount = 0"});
+    let found = hub.call(Method::POST, "/devices/query", query).await.expect(200);
+    assert_eq!(found, json!([{"deviceId": "d1"}]));
+    let purge = async || hub.call(Method::DELETE, "/devices/d1/commands", Value::Null).await.expect(200);
+    assert_eq!(purge().await["totalMessagesPurged"], 0);
+    push(&hub, "in time").await.expect(200);
+    assert_eq!(hub.identity("d1").await["cloudToDeviceMessageCount"], 1);
+    assert_eq!(purge().await["totalMessagesPurged"], 1);
 }
 
 async fn call_method(hub: &TestHub, path: &str, body: Value) -> support::Answer {
@@ -206,8 +282,15 @@ async fn a_direct_method_reaches_the_device_and_its_answer_the_caller() {
         let status: i64 = status.parse().unwrap();
         assert_eq!(called.expect(200), json!({"status": status, "payload": expected}));
     }
-    let wrong = json!({"methodName": "a/b"});
-    call_method(&hub, "d1/modules/m1", wrong).await.expect_error(400, "ArgumentInvalid");
+    let (_, asked) = tokio::join!(
+        call_method(&hub, "d1/modules/m1", json!({"methodName": "thermostat1*getMaxMinReport"})),
+        serve_method(&mut client, "200", "{}")
+    );
+    assert!(asked.topic.starts_with("$iothub/methods/POST/thermostat1*getMaxMinReport/?"), "{}", asked.topic);
+    for wrong in ["", "a/b", "a b", "a#", "a?b", &"x".repeat(257)] {
+        let call = call_method(&hub, "d1/modules/m1", json!({"methodName": wrong}));
+        call.await.expect_error(400, "ArgumentInvalid");
+    }
 }
 
 #[tokio::test]

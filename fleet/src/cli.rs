@@ -38,13 +38,22 @@ Examples:
   twinkey demo --json       the story goes to stderr, stdout ends with one JSON line
   twinkey demo --keep       leave hub and gateway running afterwards, to try the other commands on")]
     Demo(DemoArgs),
-    /// Run a local IoT hub: MQTT over TLS and the registry's REST interface.
+    /// Run a local IoT hub: MQTT over TLS and WebSocket, registry, twins, queries, configurations, jobs, provisioning, faults.
     #[command(after_help = "\
 The first line on stdout is JSON with ports, CA and the service's connection string, once the hub listens.
+
+Faults can be had from the start (--fault, --faults and the flags that have a fault's name), and changed while the hub runs:
+POST and DELETE https://HOST:PORT/$emulator/faults; GET tells those in force, and every field that there is.
+
+Warnings go to stderr. RUST_LOG=twinkey_emulator=info tells each refused CONNECT and why, =debug why each connection ended.
 
 Examples:
   twinkey emulate
   twinkey emulate --data-dir ./hub --mqtts 127.0.0.1:8883 --https 127.0.0.1:8443
+  twinkey emulate --tier S1 --units 2 --latency 80ms --propagation-delay 30s
+  twinkey emulate --fault onKeyChange=drop --fault muteConnack=true
+  twinkey emulate --seed 7 --fault 'failRequests=[{\"path\": \"/devices/\", \"code\": 500001, \"probability\": 0.1}]'
+  twinkey emulate --faults bad-day.json
   twinkey device-identity list --login ./hub/hub.json")]
     Emulate(EmulateArgs),
     /// Look after device identities and renew their keys.
@@ -134,7 +143,8 @@ pub(crate) struct DemoArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct EmulateArgs {
-    /// Where CA, policies and hub.json are kept; without it, a temporary directory that is removed at the end.
+    /// Where the hub keeps its CA, policies, devices, keys, twins, waiting messages and enrolments, for the next start to go on with.
+    /// Every change is on the disk before it is answered. Without it, nothing outlives the hub.
     #[arg(long, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Where to listen for MQTT over TLS. Port 0 picks a free one.
@@ -149,6 +159,49 @@ pub(crate) struct EmulateArgs {
     /// How long a connection outlives its token.
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_wait)]
     pub(crate) token_grace: Duration,
+    #[command(flatten)]
+    pub(crate) faults: FaultArgs,
+}
+
+/// What goes wrong from the start. A flag of its own wins over --fault, and that over --faults.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Faults")]
+pub(crate) struct FaultArgs {
+    /// Limit operations as a hub of this tier does.
+    #[arg(long, value_enum, ignore_case = true)]
+    pub(crate) tier: Option<Tier>,
+    /// How many units of the tier there are.
+    #[arg(long, value_name = "N", requires = "tier", value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub(crate) units: Option<u32>,
+    /// Answer everything so much later.
+    #[arg(long, value_name = "DURATION", value_parser = parse_wait)]
+    pub(crate) latency: Option<Duration>,
+    /// How long CONNECT takes to learn a new key.
+    #[arg(long, value_name = "DURATION", value_parser = parse_wait)]
+    pub(crate) propagation_delay: Option<Duration>,
+    /// Put the hub's clock so many seconds ahead; a negative number puts it behind.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub(crate) clock_offset: Option<i64>,
+    /// What everything random follows from. Without it, one is chosen and told on stderr.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) seed: Option<u64>,
+    /// Any fault by the name of its field. VALUE is JSON, or a word.
+    #[arg(long, value_name = "FIELD=VALUE", value_parser = parse_fault)]
+    pub(crate) fault: Vec<(String, serde_json::Value)>,
+    /// File with a JSON object of faults.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) faults: Option<PathBuf>,
+}
+
+/// A hub's tier, which sets the limits for each unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tier {
+    #[value(name = "S1")]
+    S1,
+    #[value(name = "S2")]
+    S2,
+    #[value(name = "S3")]
+    S3,
 }
 
 #[derive(Debug, Args)]
@@ -312,6 +365,13 @@ fn parse_wait(text: &str) -> Result<Duration, String> {
     if wait <= WAIT_MAX { Ok(wait) } else { Err(format!("at most {}", humantime::format_duration(WAIT_MAX))) }
 }
 
+/// `FIELD=VALUE`; what is no JSON is text.
+fn parse_fault(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (field, value) = text.split_once('=').ok_or("write it FIELD=VALUE, for instance muteConnack=true")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    Ok((field.to_owned(), value))
+}
+
 fn parse_device_id(text: &str) -> Result<String, String> {
     // Every URL library takes these for directions, encoded or not.
     if text == "." || text == ".." {
@@ -357,6 +417,15 @@ mod tests {
         for odd in ["25h", "1000000years", "soon", "", "-1s", "90"] {
             assert!(parse_wait(odd).is_err(), "{odd}");
         }
+    }
+
+    #[test]
+    fn a_faults_value_is_json_or_a_word() {
+        let value = |text| parse_fault(text).map(|(_, value)| value);
+        assert_eq!(value("onKeyChange=drop"), Ok("drop".into()));
+        assert_eq!(value("latencyMs=80"), Ok(80.into()));
+        assert_eq!(value("stalled=[{}]"), Ok(serde_json::json!([{}])));
+        assert!(value("muteConnack").is_err());
     }
 
     #[test]

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use percent_encoding::percent_decode_str;
 use rumqttc::{Connect, ConnectReturnCode, LastWill, Protocol, Publish, QoS};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info};
 
 use super::{Credential, Hub, Live, OUTGOING_MAX, Session, State, is_enabled};
+use crate::authentication::Authentication;
 use crate::faults::{LiveConnection, PreviousKey};
 use crate::history::{ClosedBy, RefusedFor};
 use crate::identity::IdentityId;
@@ -18,7 +20,10 @@ use crate::keys::KeySlot;
 use crate::policies::Right;
 use crate::sas::{self, Token};
 use crate::telemetry::PropertyBag;
-use crate::topics::Publication;
+use crate::topics::{Publication, parameter};
+
+/// Longest digital twin model identifier in bytes (DTDL language description, "Digital Twin Model Identifier").
+const MODEL_ID_LEN_MAX: usize = 2048;
 
 /// An accepted connection, owned by its task.
 #[derive(Debug)]
@@ -68,15 +73,9 @@ impl Hub {
         }
     }
 
-    /// How long CONNECTs wait before the hub looks at them, and whether they get no answer at all.
-    pub(crate) fn connack_faults(&self) -> (Duration, bool) {
-        let state = self.lock();
-        (state.faults.connack_delay(), state.faults.mute_connack)
-    }
-
-    /// Records a CONNECT that could not even be read.
-    pub(crate) fn refuse_malformed(&self) {
-        self.lock().history.refuse(self.clock.now(), "", RefusedFor::Malformed);
+    /// Records a CONNECT that makes no sense; `client_id` is empty if not even that could be read.
+    pub(crate) fn refuse_malformed(&self, client_id: &str) {
+        self.lock().history.refuse(self.clock.now(), client_id, RefusedFor::Malformed);
     }
 
     /// How long the token of `connection` still keeps it alive; `None` if no longer.
@@ -108,6 +107,7 @@ impl Hub {
             Ok(credential) => Ok(Accepted {
                 credential,
                 has_api_version: name.has_api_version,
+                model_id: name.model_id,
                 token_expiry: token.expiry,
                 will,
                 id,
@@ -121,6 +121,9 @@ impl Hub {
             return Err(RefusedFor::Expired);
         }
         let identity = state.registry.find(id).ok_or(RefusedFor::Unknown)?;
+        if token.policy.is_none() && identity.authentication != Authentication::Sas {
+            return Err(RefusedFor::Signature);
+        }
         let (host, path) = (self.options.host_name.as_str(), id.resource_path());
         let (credential, is_for_us) = match &token.policy {
             Some(name) => {
@@ -165,12 +168,19 @@ impl Hub {
             return None;
         }
         let query = query.strip_prefix('?').unwrap_or(query);
-        let mut pairs = query.split('&').filter(|pair| !pair.is_empty());
-        let version = pairs.find_map(|pair| pair.strip_prefix("api-version="));
+        // Of parameters that come twice, the first counts; unknown ones are ignored.
+        let version = parameter(query, "api-version");
+        let model_id = parameter(query, "model-id")
+            .and_then(|text| percent_decode_str(text).decode_utf8().ok())
+            .filter(|model_id| model_id.len() <= MODEL_ID_LEN_MAX);
         match version {
             Some("") => None,
             None if !query.is_empty() => None,
-            Some(_) | None => Some(Names { identity: names, has_api_version: version.is_some() }),
+            Some(_) | None => Some(Names {
+                identity: names,
+                has_api_version: version.is_some(),
+                model_id: model_id.unwrap_or_default().into_owned(),
+            }),
         }
     }
 }
@@ -178,7 +188,7 @@ impl Hub {
 impl State {
     /// Makes an accepted connection the live one: closes the older and opens the new at one instant.
     fn accept(&mut self, connect: &Connect, accepted: Accepted) -> Connection {
-        let Accepted { id, credential, has_api_version, token_expiry, will } = accepted;
+        let Accepted { id, credential, has_api_version, model_id, token_expiry, will } = accepted;
         let now = self.clock.now();
         let took_over = self.close_at(&id, ClosedBy::Takeover, now);
         let key = match &credential {
@@ -198,7 +208,10 @@ impl State {
             session_present = kept.is_some();
             identity.session = Some(kept.unwrap_or_else(|| Session { persistent, filters: BTreeMap::new() }));
             if connect.clean_session {
-                identity.queue.purge();
+                identity.queue.purge(now);
+            }
+            if !model_id.is_empty() {
+                identity.model_id = model_id;
             }
             let timestamp = self.clock.timestamp();
             identity.connection_updated = Some(timestamp.clone());
@@ -223,6 +236,8 @@ impl State {
 struct Names {
     identity: IdentityId,
     has_api_version: bool,
+    /// `model-id`, decoded.
+    model_id: String,
 }
 
 /// A CONNECT that passed every check.
@@ -230,6 +245,7 @@ struct Accepted {
     id: IdentityId,
     credential: Credential,
     has_api_version: bool,
+    model_id: String,
     token_expiry: u64,
     will: Option<Will>,
 }
@@ -253,5 +269,8 @@ fn read_will(will: Option<&LastWill>, id: &IdentityId) -> Result<Option<Will>, (
         return Err(());
     }
     bag.application.insert("iothub-MessageType".to_owned(), "Will".into());
+    if will.retain {
+        bag.application.insert("mqtt-retain".to_owned(), "true".into());
+    }
     Ok(Some(Will { bag, body: will.message.clone() }))
 }

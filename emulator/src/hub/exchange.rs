@@ -1,10 +1,13 @@
 //! What a live connection may say, and what the hub answers.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use rumqttc::{Packet, PubAck, Publish, QoS, SubAck, Subscribe, SubscribeReasonCode, UnsubAck, Unsubscribe};
 use serde_json::{Map, Value};
 
 use super::{Connection, Hub, State, is_subscribed};
+use crate::faults::{TwinAnswers, TwinRequest};
 use crate::history::ClosedBy;
 use crate::identity::IdentityId;
 use crate::methods::Answer;
@@ -25,16 +28,28 @@ pub(crate) enum Ending {
     Disconnected,
     /// The client did what MQTT or IoT Hub forbids.
     Violation(&'static str),
+    /// The client sent more than the limits allow.
+    Throttled,
     /// The hub has ended the connection already; its task is about to hear of it.
     Superseded,
 }
 
+/// What one packet is answered with.
+#[derive(Debug)]
+pub(crate) struct Answers {
+    pub(crate) packets: Vec<Packet>,
+    /// How much later they go out, which is zero without faults.
+    pub(crate) delay: Duration,
+    /// Whether they tell of a change that has to be on disk first, if the state is kept.
+    pub(crate) tell_of_change: bool,
+}
+
 impl Hub {
     /// Takes one packet of a live connection. The answers are complete: what is acknowledged has been stored.
-    pub(crate) fn handle(&self, connection: &Connection, packet: Packet) -> Result<Vec<Packet>, Ending> {
+    pub(crate) fn handle(&self, connection: &Connection, packet: Packet) -> Result<Answers, Ending> {
         let mut state = self.lock();
         state.expect_live(connection)?;
-        match packet {
+        let answers = match packet {
             Packet::Publish(publish) => state.publish(connection, publish),
             Packet::PubAck(PubAck { pkid }) => {
                 state.expect_live(connection)?.queue.complete(pkid);
@@ -55,7 +70,10 @@ impl Hub {
             Packet::ConnAck(_) | Packet::SubAck(_) | Packet::UnsubAck(_) | Packet::PingResp => {
                 Err(Ending::Violation("a packet that only a hub may send"))
             }
-        }
+        };
+        let tell_of_change = std::mem::take(&mut state.has_reported);
+        let delay = state.take_answer_delay();
+        Ok(Answers { packets: answers?, delay, tell_of_change })
     }
 
     /// Cloud-to-device messages that became deliverable by what was just answered, and so have to come after it.
@@ -64,6 +82,16 @@ impl Hub {
         if state.expect_live(connection).is_ok() {
             state.send_queued(&connection.identity);
         }
+    }
+
+    /// How long until a cloud-to-device message has to be sent again because the device does not acknowledge it.
+    pub(crate) fn until_redelivery(&self, connection: &Connection) -> Option<Duration> {
+        // Read only: what is looked for to be changed counts as perhaps changed, and is compared for the disk.
+        let state = self.lock();
+        let identity = state.registry.find(&connection.identity)?;
+        let is_live = identity.live.as_ref().is_some_and(|live| live.id == connection.id);
+        let end = identity.queue.first_lock_end().filter(|_| is_live)?;
+        Some(end.since(self.clock.now()))
     }
 
     /// Ends a connection from its own side, unless the hub has ended it already, and publishes its will.
@@ -101,17 +129,16 @@ impl State {
                 self.store_telemetry(id, bag, &publish)?;
                 None
             }
-            Publication::ReadTwin { rid } => {
-                let identity = self.expect_live(connection)?;
-                let twin = identity.twin.device_view().to_string();
-                let read = api_version(connection).map(|()| (topics::twin_read(rid), twin));
-                self.twin_answer(id, rid, read)
-            }
-            Publication::Report { rid } => {
-                let version = api_version(connection).and_then(|()| self.report(id, &publish.payload));
-                let reported = version.map(|version| (topics::twin_reported(rid, version), String::new()));
-                self.twin_answer(id, rid, reported)
-            }
+            Publication::ReadTwin { rid } => self.serve_twin(id, rid, TwinRequest::Read, |state| {
+                api_version(connection)?;
+                let twin = &state.registry.expect_known(id)?.twin;
+                Ok((topics::twin_read(rid), twin.device_view().to_string()))
+            }),
+            Publication::Report { rid } => self.serve_twin(id, rid, TwinRequest::Report, |state| {
+                api_version(connection)?;
+                let version = state.report(id, &publish.payload)?;
+                Ok((topics::twin_reported(rid, version), String::new()))
+            }),
             Publication::MethodAnswer { status, rid } => {
                 if publish.payload.len() > METHOD_LEN_MAX {
                     return Err(Ending::Violation("a direct method's answer over 128 KiB"));
@@ -137,6 +164,7 @@ impl State {
         if bag.len() + publish.payload.len() > TELEMETRY_LEN_MAX {
             return Err(Ending::Violation("a message over 256 KiB"));
         }
+        self.meter_telemetry()?;
         self.telemetry.store(self.clock.now(), id, bag, publish.payload.clone());
         Ok(())
     }
@@ -149,41 +177,51 @@ impl State {
         let timestamp = self.clock.timestamp();
         let twin = &mut self.registry.expect_known(id)?.twin;
         twin.report(&patch, &timestamp).map_err(invalid)?;
-        Ok(twin.reported.version)
+        let version = twin.reported.version;
+        self.has_reported = true;
+        self.configure(id);
+        Ok(version)
     }
 
-    /// The answer to a twin request, if the device listens for answers.
-    fn twin_answer(
+    /// The answer to a twin request, for whoever hears it.
+    pub(super) fn twin_answer(
         &self,
         id: &IdentityId,
         rid: &str,
         outcome: Result<(String, String), Refusal>,
     ) -> Option<Packet> {
-        let identity = self.registry.find(id)?;
+        let session = &self.registry.find(id)?.session;
+        if self.faults.twin_answers == TwinAnswers::Subscribed && !is_subscribed(session, Filter::TwinAnswers)
+        {
+            return None;
+        }
         let (topic, body) = outcome.unwrap_or_else(|refusal| {
             let body = refusal.compact_body(&self.clock.timestamp());
             (topics::twin_refused(rid, refusal.code.status()), body.to_string())
         });
-        is_subscribed(&identity.session, Filter::TwinAnswers)
-            .then(|| Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, Bytes::from(body))))
+        Some(Packet::Publish(Publish::from_bytes(topic, QoS::AtMostOnce, Bytes::from(body))))
     }
 
     fn subscribe(&mut self, connection: &Connection, subscribe: &Subscribe) -> Result<Vec<Packet>, Ending> {
         if subscribe.pkid == 0 {
             return Err(Ending::Violation("SUBSCRIBE with packet id 0"));
         }
-        let mut codes = Vec::with_capacity(subscribe.filters.len());
-        for asked in &subscribe.filters {
-            let filter = Filter::parse(&asked.path, &connection.identity)
-                .ok_or(Ending::Violation("SUBSCRIBE to an unknown filter"))?;
+        let asked = subscribe.filters.iter().map(|asked| {
             let granted = match asked.qos {
                 QoS::AtMostOnce => QoS::AtMostOnce,
                 QoS::AtLeastOnce | QoS::ExactlyOnce => QoS::AtLeastOnce,
             };
-            if let Some(session) = &mut self.expect_live(connection)?.session {
-                session.filters.insert(filter, granted);
-            }
-            codes.push(SubscribeReasonCode::Success(granted));
+            Some((Filter::parse(&asked.path, &connection.identity)?, granted))
+        });
+        // All or nothing: an unknown filter ends the connection, and leaves nothing in the session.
+        let asked: Option<Vec<(Filter, QoS)>> = asked.collect();
+        let asked = asked.ok_or(Ending::Violation("SUBSCRIBE to an unknown filter"))?;
+        let codes = asked.iter().map(|(_, granted)| SubscribeReasonCode::Success(*granted)).collect();
+        if let Some(session) = &mut self.expect_live(connection)?.session {
+            let heard = asked
+                .into_iter()
+                .filter(|(filter, _)| connection.has_api_version || !filter.needs_api_version());
+            session.filters.extend(heard);
         }
         Ok(vec![Packet::SubAck(SubAck::new(subscribe.pkid, codes))])
     }

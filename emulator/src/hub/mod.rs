@@ -4,30 +4,45 @@
 //! may do with a device. Everything that has to be atomic, above all a takeover, happens within one hold of the lock.
 
 mod admission;
+mod configure;
 mod exchange;
+mod jobs;
+mod search;
 mod service;
+mod weather;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rumqttc::{Publish, QoS};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub(crate) use admission::{Connection, Refused};
-pub(crate) use exchange::{Ending, TELEMETRY_LEN_MAX};
+pub(crate) use configure::Measured;
+pub(crate) use exchange::{Answers, Ending, TELEMETRY_LEN_MAX};
 pub(crate) use service::{CloudMessage, MethodCall};
+pub(crate) use weather::{Stillness, Weather};
 
 use crate::clock::{Clock, Moment};
+use crate::configurations::Configurations;
+use crate::dps::Provisioning;
 use crate::faults::Faults;
 use crate::history::{ClosedBy, History};
 use crate::identity::IdentityId;
+use crate::jobs::Jobs;
+use crate::kept::{self, Kept, Loaded, NotWritten, Stamps};
 use crate::keys::{Key, KeySlot};
 use crate::methods::Methods;
 use crate::options::Options;
 use crate::policies::Policies;
 use crate::registry::{Registry, Status};
+use crate::strangers::Strangers;
 use crate::telemetry::TelemetryStore;
+use crate::throttles::Throttles;
 use crate::topics::{self, Filter};
+use crate::warning::Warning;
 
 /// Most messages that wait for one connection to be written: a full cloud-to-device queue and as many more.
 const OUTGOING_MAX: usize = 128;
@@ -37,21 +52,70 @@ const OUTGOING_MAX: usize = 128;
 pub(crate) struct Hub {
     pub(crate) options: Options,
     pub(crate) clock: Clock,
+    pub(crate) strangers: Arc<Strangers>,
+    pub(crate) accept_warning: Warning,
+    pub(crate) crowded_warning: Warning,
     state: Mutex<State>,
     /// Rings when a device becomes reachable for direct methods.
     methods_reachable: Notify,
+    weather: watch::Sender<Weather>,
+    /// Where the state is kept, if it is.
+    kept: Option<Kept>,
 }
 
 /// What the lock guards.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) clock: Clock,
+    cloud_to_device_lock: Duration,
     pub(crate) registry: Registry,
     pub(crate) policies: Policies,
     pub(crate) history: History,
     pub(crate) telemetry: TelemetryStore,
     pub(crate) faults: Faults,
+    pub(crate) throttles: Throttles,
+    /// How late the answers to the packet in hand go out, latency apart.
+    answer_delay: Duration,
+    /// Whether the packet in hand changed reported properties.
+    has_reported: bool,
+    pub(crate) provisioning: Provisioning,
+    pub(crate) configurations: Configurations,
+    pub(crate) jobs: Jobs,
     methods: Methods,
+    stamps: Stamps,
+}
+
+/// The state, held. What was changed goes to disk when it is let go, if it is kept.
+pub(crate) struct Held<'a> {
+    state: MutexGuard<'a, State>,
+    kept: Option<&'a Kept>,
+}
+
+impl Deref for Held<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(kept) = self.kept {
+            let State { stamps, registry, provisioning, configurations, clock, .. } = &mut *self.state;
+            let mut changes = Vec::new();
+            stamps.collect(registry, clock, &mut changes);
+            kept::enrollments::collect(provisioning, &mut changes);
+            kept::configurations::collect(configurations, &mut changes);
+            kept.note(changes);
+        }
+    }
 }
 
 /// What the hub remembers of an identity's MQTT session.
@@ -80,23 +144,70 @@ enum Credential {
 }
 
 impl Hub {
-    pub(crate) fn new(options: Options, policies: Policies) -> Self {
+    /// A hub with what is kept in it. `Err` says what is wrong with that.
+    pub(crate) fn new(
+        options: Options,
+        policies: Policies,
+        faults: Faults,
+        kept: Option<(Kept, Loaded)>,
+    ) -> Result<Self, String> {
         let clock = Clock::start();
+        clock.set_offset_secs(faults.clock_offset_secs);
+        let (mut registry, mut provisioning) = (Registry::default(), Provisioning::default());
+        let mut configurations = Configurations::default();
+        let (kept, stamps) = match kept {
+            None => (None, Stamps::default()),
+            Some((kept, mut loaded)) => {
+                kept::enrollments::restore(&mut loaded, &mut provisioning)?;
+                kept::configurations::restore(&mut loaded, &mut configurations)?;
+                (Some(kept), Stamps::restore(&mut loaded, &mut registry, &clock)?)
+            }
+        };
         let state = State {
-            clock,
-            registry: Registry::default(),
+            clock: clock.clone(),
+            cloud_to_device_lock: options.cloud_to_device_lock,
+            registry,
             policies,
             history: History::default(),
             telemetry: TelemetryStore::default(),
-            faults: Faults::default(),
+            faults,
+            throttles: Throttles::default(),
+            answer_delay: Duration::ZERO,
+            has_reported: false,
+            provisioning,
+            configurations,
+            jobs: Jobs::default(),
             methods: Methods::default(),
+            stamps,
         };
-        Self { options, clock, state: Mutex::new(state), methods_reachable: Notify::new() }
+        let strangers = Strangers::new(options.strangers_max);
+        let hub = Self {
+            options,
+            clock,
+            strangers,
+            accept_warning: Warning::default(),
+            crowded_warning: Warning::default(),
+            state: Mutex::new(state),
+            methods_reachable: Notify::new(),
+            weather: watch::Sender::default(),
+            kept,
+        };
+        hub.tell_weather(&hub.lock(), false);
+        Ok(hub)
     }
 
     /// The state. Nothing panics while it holds the lock; should it ever, the others go on with what is there.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock(&self) -> Held<'_> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Held { state, kept: self.kept.as_ref() }
+    }
+
+    /// Waits until everything that was changed before is on disk, if the state is kept.
+    pub(crate) async fn settled(&self) -> Result<(), NotWritten> {
+        match &self.kept {
+            None => Ok(()),
+            Some(kept) => kept.settled().await,
+        }
     }
 }
 
@@ -169,7 +280,7 @@ impl State {
             let Some(qos) = granted(&identity.session, Filter::CloudToDevice) else {
                 return;
             };
-            let Some((pkid, message)) = identity.queue.send_next(now) else {
+            let Some((pkid, message)) = identity.queue.send_next(now, self.cloud_to_device_lock) else {
                 return;
             };
             let bag = message.bag.iter().map(|(name, value)| (name.as_str(), value.as_str()));

@@ -24,11 +24,13 @@ use crate::twin::{ServicePatch, versioned};
 const CLOUD_MESSAGE_LEN_MAX: usize = 64 * 1024;
 /// Longest time to live in seconds: two days.
 const CLOUD_MESSAGE_TTL_SECS_MAX: u64 = 48 * 3600;
+/// Longest name of a direct method in bytes: room for a component's and its command's, of 64 each.
+const METHOD_NAME_LEN_MAX: usize = 256;
 /// Largest payload of a direct method in bytes.
 const METHOD_LEN_MAX: usize = 128 * 1024;
 
 /// A call of a direct method.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct MethodCall {
     pub(crate) name: String,
     pub(crate) payload: Value,
@@ -36,6 +38,45 @@ pub(crate) struct MethodCall {
     pub(crate) connect_timeout: Duration,
     /// How long to wait for its answer.
     pub(crate) response_timeout: Duration,
+}
+
+impl MethodCall {
+    /// Reads SDK model `CloudToDeviceMethod`. Limits and defaults: IoT Hub documentation, "Understand and invoke direct
+    /// methods".
+    pub(crate) fn read(body: Value) -> Result<Self, Refusal> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Body {
+            method_name: String,
+            #[serde(default)]
+            payload: Value,
+            response_timeout_in_seconds: Option<u64>,
+            connect_timeout_in_seconds: Option<u64>,
+        }
+        let body: Body = serde_json::from_value(body).map_err(|error| {
+            Refusal::new(ErrorCode::DeserializationError, format!("direct method: {error}"))
+        })?;
+        let invalid = |message: &str| Err(Refusal::new(ErrorCode::ArgumentInvalid, message));
+        // The name is a level of a topic. A component's command is `component*command` (IoT Hub documentation, "Plug and
+        // Play conventions"); no other rule is known.
+        let is_name = |c: char| !c.is_control() && !c.is_whitespace() && !"/+#?".contains(c);
+        if !(1..=METHOD_NAME_LEN_MAX).contains(&body.method_name.len())
+            || !body.method_name.chars().all(is_name)
+        {
+            return invalid("methodName has 1 to 256 characters, without blanks and / + # ?");
+        }
+        let response_secs = body.response_timeout_in_seconds.unwrap_or(30);
+        let connect_secs = body.connect_timeout_in_seconds.unwrap_or(0);
+        if !(5..=300).contains(&response_secs) || connect_secs > 300 {
+            return invalid("responseTimeoutInSeconds is 5 to 300, connectTimeoutInSeconds 0 to 300");
+        }
+        Ok(Self {
+            name: body.method_name,
+            payload: body.payload,
+            connect_timeout: Duration::from_secs(connect_secs),
+            response_timeout: Duration::from_secs(response_secs),
+        })
+    }
 }
 
 /// A cloud-to-device message as the operator hands it in.
@@ -136,6 +177,7 @@ impl State {
         if let Some(body) = notification {
             self.notify_desired(id, &body, version);
         }
+        self.configure(id);
         Ok(())
     }
 

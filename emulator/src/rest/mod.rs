@@ -1,38 +1,51 @@
 //! The service side over HTTPS: the registry, twins and methods as Azure's SDKs call them, and the operator endpoints.
 
+mod bulk;
+mod configurations;
 mod devices;
+mod identity_body;
+mod jobs;
 mod operator;
+mod provisioning;
+mod queries;
 mod routes;
 mod twins;
 
-use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_MATCH};
+use hyper::body::{Body, Incoming};
+use hyper::header::{
+    AUTHORIZATION, CONTENT_TYPE, DATE, ETAG, HeaderName, HeaderValue, IF_MATCH, RETRY_AFTER,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper::upgrade::{OnUpgrade, Parts};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
+use crate::faults::Failure;
 use crate::hub::Hub;
+use crate::kept::NotWritten;
 use crate::keys::KeySlot;
-use crate::listeners::Restart;
+use crate::listeners::{Restart, Upgraded};
 use crate::policies::Right;
 use crate::refusal::{ErrorCode, Refusal};
 use crate::registry::Precondition;
 use crate::sas::Token;
+use crate::strangers::Stranger;
+use crate::websocket;
 use routes::Route;
 
 /// Largest request body in bytes: a bulk request of 100 devices with full twins fits.
@@ -50,6 +63,8 @@ pub(crate) struct Service {
     pub(crate) hub: Arc<Hub>,
     /// Where `/$emulator/restart` is heard.
     pub(crate) restarts: mpsc::Sender<Restart>,
+    /// Where connections go that have become WebSockets.
+    pub(crate) upgraded: mpsc::Sender<Upgraded>,
 }
 
 /// Serves one connection until it ends, or, once `closing` changes, until its current request is answered.
@@ -57,23 +72,30 @@ pub(crate) async fn serve(
     service: Service,
     tcp: TcpStream,
     tls: TlsAcceptor,
+    stranger: Arc<Stranger>,
     mut closing: watch::Receiver<bool>,
 ) {
     drop(tcp.set_nodelay(true));
-    let stream = match timeout(service.hub.options.tls_timeout, tls.accept(tcp)).await {
+    let accepted = tokio::select! {
+        accepted = timeout(service.hub.options.tls_timeout, tls.accept(tcp)) => accepted,
+        () = stranger.asked_to_go() => return debug!("dropped during the TLS handshake to make room"),
+    };
+    let stream = match accepted {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return debug!(%error, "TLS handshake failed"),
         Err(_) => return debug!("TLS handshake took too long"),
     };
-    let answer = service_fn(move |request| {
-        let service = service.clone();
-        async move { Ok::<_, Infallible>(answer(&service, request).await) }
+    let websocket = Arc::new(Mutex::new(None));
+    let answer = service_fn(|request| {
+        let (service, stranger, websocket) = (service.clone(), stranger.clone(), websocket.clone());
+        async move { answer_or_upgrade(&service, request, stranger, &websocket).await }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(HEADER_LEN_MAX)
-        .serve_connection(TokioIo::new(stream), answer);
+        .serve_connection(TokioIo::new(stream), answer)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -81,9 +103,50 @@ pub(crate) async fn serve(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = stranger.asked_to_go() => return debug!("dropped before a good request to make room"),
     };
     if let Err(error) = ended {
         debug!(%error, "HTTPS connection ended");
+    }
+    let websocket = websocket.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(upgrade) = websocket {
+        hand_over(&service, upgrade, stranger).await;
+    }
+}
+
+/// Answers a request. One for a WebSocket is accepted or declined here, and the connection's task hands it over.
+async fn answer_or_upgrade(
+    service: &Service,
+    mut request: Request<Incoming>,
+    stranger: Arc<Stranger>,
+    websocket: &Mutex<Option<OnUpgrade>>,
+) -> Result<Response<Full<Bytes>>, Unanswered> {
+    if websocket::is_asked_for(request.uri().path()) {
+        let accepted = websocket::accept(request.method(), request.headers());
+        if accepted.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let upgrade = hyper::upgrade::on(&mut request);
+            *websocket.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
+        }
+        return Ok(accepted);
+    }
+    request.extensions_mut().insert(stranger);
+    answer(service, request).await
+}
+
+/// Gives a connection that has become a WebSocket to the task that counts devices' connections, and ends them.
+async fn hand_over(service: &Service, upgrade: OnUpgrade, stranger: Arc<Stranger>) {
+    let upgraded = match upgrade.await {
+        Ok(upgraded) => upgraded,
+        Err(error) => return debug!(%error, "no WebSocket"),
+    };
+    match upgraded.downcast::<TokioIo<TlsStream<TcpStream>>>() {
+        Ok(Parts { io, read_buf, .. }) => {
+            let upgraded = Upgraded { stream: io.into_inner(), read: read_buf, stranger };
+            if service.upgraded.send(upgraded).await.is_err() {
+                debug!("no WebSocket while the hub goes down");
+            }
+        }
+        Err(_) => debug!("a WebSocket on an unknown transport"),
     }
 }
 
@@ -153,19 +216,48 @@ impl Reply {
     }
 }
 
-async fn answer(service: &Service, request: Request<Incoming>) -> Response<Full<Bytes>> {
+/// A request that a fault leaves without an answer: the connection is cut.
+#[derive(Debug, thiserror::Error)]
+#[error("a fault that the operator asked for: no answer")]
+struct Unanswered;
+
+/// Handles a request under the faults in force. The operator's own requests know none.
+async fn fare(service: &Service, request: Request<Incoming>) -> Result<Result<Reply, Refusal>, Unanswered> {
+    let (method, path) = (request.method().as_str(), request.uri().path());
+    if path.starts_with("/$emulator/") {
+        return Ok(handle(service, request).await);
+    }
+    let (failure, latency) = service.hub.request_faults(method, path);
+    let outcome = match failure {
+        None => Ok(handle(service, request).await),
+        Some(Failure { done, refusal }) => {
+            if done {
+                drop(handle(service, request).await);
+            }
+            refusal.map(Err).ok_or(Unanswered)
+        }
+    };
+    sleep(latency).await;
+    outcome
+}
+
+async fn answer(service: &Service, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Unanswered> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let reply = handle(service, request).await.unwrap_or_else(|refusal| {
+    let reply = fare(service, request).await?.unwrap_or_else(|refusal| {
         debug!(%method, path = %path.escape_debug(), code = refusal.code.name(), "refused");
         let status = StatusCode::from_u16(refusal.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let errorcode = HeaderName::from_static("iothub-errorcode");
-        Reply::with_status(status, refusal.body(&service.hub.clock.timestamp()))
-            .header(errorcode, refusal.code.name())
+        let mut reply = Reply::with_status(status, refusal.body(&service.hub.clock.timestamp()))
+            .header(errorcode, refusal.code.name());
+        reply.headers.extend(refusal.retry_after_secs.map(|secs| (RETRY_AFTER, secs.to_string())));
+        reply
     });
     let body = reply.body.map_or_else(Bytes::new, |body| Bytes::from(body.to_string()));
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = reply.status;
     let headers = response.headers_mut();
+    // hyper would tell the machine's time, which is not always the hub's.
+    headers.extend(HeaderValue::from_str(&service.hub.clock.http_date()).map(|date| (DATE, date)));
     if reply.status != StatusCode::NO_CONTENT {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     }
@@ -174,7 +266,7 @@ async fn answer(service: &Service, request: Request<Incoming>) -> Response<Full<
             headers.insert(name, value);
         }
     }
-    response
+    Ok(response)
 }
 
 async fn handle(service: &Service, request: Request<Incoming>) -> Result<Reply, Refusal> {
@@ -187,14 +279,27 @@ async fn handle(service: &Service, request: Request<Incoming>) -> Result<Reply, 
             return Err(Refusal::new(ErrorCode::ArgumentInvalid, "query parameter api-version is missing"));
         }
     }
+    if let Some(stranger) = parts.extensions.get::<Arc<Stranger>>() {
+        stranger.is_known_now();
+    }
     let too_large =
         || Refusal::new(ErrorCode::MessageTooLarge, format!("body over {BODY_LEN_MAX} bytes, or cut off"));
+    // One that says so beforehand need not be waited for.
+    if body.size_hint().lower() > BODY_LEN_MAX as u64 {
+        return Err(too_large());
+    }
     let body = timeout(BODY_TIMEOUT, Limited::new(body, BODY_LEN_MAX).collect())
         .await
         .map_err(|_| Refusal::new(ErrorCode::ArgumentInvalid, "the body did not arrive in time"))?
         .map_err(|_| too_large())?
         .to_bytes();
-    route.call(service, Call { query, headers: &parts.headers, body }).await
+    service.hub.throttle(parts.method.as_str(), path, &body).await?;
+    let reply = route.call(service, Call { query, headers: &parts.headers, body }).await?;
+    if parts.method != Method::GET {
+        let unkept = |error: NotWritten| Refusal::new(ErrorCode::ServerError, error.to_string());
+        service.hub.settled().await.map_err(unkept)?;
+    }
+    Ok(reply)
 }
 
 /// Whether the request's token is one of a policy that has `right`. The client learns no more than that it isn't.

@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `GET telemetry?identity=ID&after=SEQ&max=N` | `{"messages": […], "next": SEQ, "dropped": N}` |
 //! | `GET connections?identity=ID` | `{"nowMs", "connections": […], "refused": […]}` |
-//! | `GET faults`, `POST faults` | the faults in force; a POST merges the fields that it names |
+//! | `GET faults`, `POST faults`, `DELETE faults` | the faults in force; a POST merges the fields that it names, DELETE ends all |
+//! | `GET throttles`, `DELETE throttles` | operations by category, counted with or without limits; DELETE counts anew and fills all buckets |
 //! | `POST cut` `{"identity": ID}` or `{}` | `{"cut": N}`: TCP closed without DISCONNECT or TLS close |
 //! | `POST restart` `{"downMs", "forgetSessions"}` | 202; the listeners are closed for that long |
 //! | `POST c2d` `{"identity", "body", "properties", "ttlSecs"}` | `{"enqueued": bool}` |
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Call, Reply, Service};
 use crate::history::ClosedBy;
@@ -22,6 +23,7 @@ use crate::hub::{CloudMessage, Hub};
 use crate::identity::IdentityId;
 use crate::listeners::Restart;
 use crate::refusal::{ErrorCode, Refusal};
+use crate::throttles::Throttles;
 
 /// Telemetry messages on one page without `max`, and at most.
 const PAGE_LEN: u64 = 1000;
@@ -36,6 +38,9 @@ pub(super) enum Endpoint {
     Connections,
     ReadFaults,
     ChangeFaults,
+    ClearFaults,
+    ReadThrottles,
+    ResetThrottles,
     Cut,
     Restart,
     CloudToDevice,
@@ -48,6 +53,9 @@ impl Endpoint {
             ("GET", "connections") => Some(Self::Connections),
             ("GET", "faults") => Some(Self::ReadFaults),
             ("POST", "faults") => Some(Self::ChangeFaults),
+            ("DELETE", "faults") => Some(Self::ClearFaults),
+            ("GET", "throttles") => Some(Self::ReadThrottles),
+            ("DELETE", "throttles") => Some(Self::ResetThrottles),
             ("POST", "cut") => Some(Self::Cut),
             ("POST", "restart") => Some(Self::Restart),
             ("POST", "c2d") => Some(Self::CloudToDevice),
@@ -71,9 +79,21 @@ impl Endpoint {
             }
             Self::ReadFaults => faults(hub),
             Self::ChangeFaults => {
-                let change: Value = call.json()?;
-                hub.lock().faults.merge(&change).map_err(invalid)?;
+                let change: Map<String, Value> = call.json()?;
+                hub.change_faults(&change).map_err(invalid)?;
                 faults(hub)
+            }
+            Self::ClearFaults => {
+                hub.clear_faults();
+                faults(hub)
+            }
+            Self::ReadThrottles => {
+                let state = hub.lock();
+                Ok(Reply::ok(state.throttles.view(state.faults.throttles.as_ref(), hub.clock.now())))
+            }
+            Self::ResetThrottles => {
+                hub.lock().throttles = Throttles::default();
+                Ok(Reply::empty())
             }
             Self::Cut => cut(hub, call),
             Self::Restart => restart(service, call),

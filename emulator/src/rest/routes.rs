@@ -4,8 +4,10 @@
 use hyper::Method;
 use percent_encoding::percent_decode_str;
 
-use super::{Call, Reply, Service, devices, operator, twins};
-use crate::identity::IdentityId;
+use super::{
+    Call, Reply, Service, bulk, configurations, devices, jobs, operator, provisioning, queries, twins,
+};
+use crate::identity::{ID_SIGNS, IdentityId};
 use crate::policies::Right;
 use crate::refusal::{ErrorCode, Refusal};
 
@@ -27,7 +29,21 @@ pub(super) enum Route {
     CallMethod(IdentityId),
     DeviceStatistics,
     ServiceStatistics,
+    ListConfigurations,
+    ReadConfiguration(String),
+    WriteConfiguration(String),
+    DeleteConfiguration(String),
+    TestConfigurationQueries,
+    ApplyConfigurationContent(IdentityId),
+    QueryJobs,
+    ReadJob(String),
+    CreateJob(String),
+    CancelJob(String),
+    ReadFeedback,
+    /// A resource of the real hub that this one leaves out.
+    LeftOut(&'static str),
     Operator(operator::Endpoint),
+    Provisioning(provisioning::Endpoint),
 }
 
 impl Route {
@@ -43,10 +59,15 @@ impl Route {
         let decoded = decoded.ok_or_else(unknown)?;
         let segments: Vec<&str> = decoded.iter().map(String::as_str).collect();
         Ok(match (method.as_str(), segments.as_slice()) {
-            (method, ["$emulator", name]) => {
-                Self::Operator(operator::Endpoint::find(method, name).ok_or_else(unknown)?)
-            }
-            ("GET", ["devices"]) => Self::ListDevices,
+            (method, ["$emulator", path @ ..]) => match provisioning::Endpoint::find(method, path) {
+                Some(endpoint) => Self::Provisioning(endpoint),
+                None => match path {
+                    [name] => Self::Operator(operator::Endpoint::find(method, name).ok_or_else(unknown)?),
+                    _ => return Err(unknown()),
+                },
+            },
+            // azure-iothub for Node 1.16 asks with the slash (`endpoint.js`, a device's path without the device).
+            ("GET", ["devices"] | ["devices", ""]) => Self::ListDevices,
             ("POST", ["devices"]) => Self::ChangeDevices,
             ("POST", ["devices", "keys", "regenerate"]) => Self::RegenerateKeys,
             ("POST", ["devices", "query"]) => Self::Query,
@@ -66,6 +87,21 @@ impl Route {
             }
             ("GET", ["statistics", "devices"]) => Self::DeviceStatistics,
             ("GET", ["statistics", "service"]) => Self::ServiceStatistics,
+            ("GET", ["configurations"]) => Self::ListConfigurations,
+            ("POST", ["configurations", "testQueries"]) => Self::TestConfigurationQueries,
+            ("GET", ["configurations", id]) => Self::ReadConfiguration((*id).to_owned()),
+            ("PUT", ["configurations", id]) => Self::WriteConfiguration((*id).to_owned()),
+            ("DELETE", ["configurations", id]) => Self::DeleteConfiguration((*id).to_owned()),
+            ("POST", ["devices", id, "applyConfigurationContent"]) => {
+                Self::ApplyConfigurationContent(device(id)?)
+            }
+            ("GET", ["jobs", "v2", "query"]) => Self::QueryJobs,
+            ("GET", ["jobs", "v2", id]) => Self::ReadJob((*id).to_owned()),
+            ("PUT", ["jobs", "v2", id]) => Self::CreateJob((*id).to_owned()),
+            ("POST", ["jobs", "v2", id, "cancel"]) => Self::CancelJob((*id).to_owned()),
+            (_, ["jobs", ..]) => Self::LeftOut("jobs of import and export by blob storage"),
+            (_, ["digitaltwins", ..]) => Self::LeftOut("digital twins"),
+            ("GET", ["messages", "serviceBound", "feedback"]) => Self::ReadFeedback,
             _ => return Err(unknown()),
         })
     }
@@ -95,17 +131,32 @@ impl Route {
             | Self::ReadIdentity(_)
             | Self::ListModules(_)
             | Self::DeviceStatistics
-            | Self::ServiceStatistics => Some(Right::RegistryRead),
-            Self::ChangeDevices | Self::RegenerateKeys | Self::WriteIdentity(_) | Self::DeleteIdentity(_) => {
-                Some(Right::RegistryWrite)
-            }
-            Self::Query
-            | Self::PurgeCommands(_)
+            | Self::ServiceStatistics
+            // "registry read permission to query the identity registry", "registry read and registry write" for jobs
+            // (IoT Hub documentation, how-to articles on twins and jobs, shared access policies).
+            | Self::Query
+            | Self::QueryJobs
+            | Self::ReadJob(_)
+            | Self::ListConfigurations
+            | Self::ReadConfiguration(_)
+            | Self::TestConfigurationQueries => Some(Right::RegistryRead),
+            Self::ChangeDevices
+            | Self::RegenerateKeys
+            | Self::WriteIdentity(_)
+            | Self::DeleteIdentity(_)
+            | Self::CreateJob(_)
+            | Self::CancelJob(_)
+            | Self::WriteConfiguration(_)
+            | Self::DeleteConfiguration(_)
+            | Self::ApplyConfigurationContent(_)
+            | Self::LeftOut(_) => Some(Right::RegistryWrite),
+            Self::PurgeCommands(_)
+            | Self::ReadFeedback
             | Self::ReadTwin(_)
             | Self::PatchTwin(_)
             | Self::ReplaceTwin(_)
             | Self::CallMethod(_) => Some(Right::ServiceConnect),
-            Self::Operator(_) => None,
+            Self::Operator(_) | Self::Provisioning(_) => None,
         }
     }
 
@@ -113,8 +164,8 @@ impl Route {
         let hub = &service.hub;
         match self {
             Self::ListDevices => devices::list(hub, &call),
-            Self::ChangeDevices => devices::change_many(hub, &call),
-            Self::RegenerateKeys => devices::regenerate_keys(hub, &call),
+            Self::ChangeDevices => bulk::change_many(hub, &call),
+            Self::RegenerateKeys => bulk::regenerate_keys(hub, &call),
             Self::ReadIdentity(id) => devices::read(hub, &id),
             Self::WriteIdentity(id) => devices::write(hub, &id, &call),
             Self::DeleteIdentity(id) => devices::delete(hub, &id, &call),
@@ -126,8 +177,24 @@ impl Route {
             Self::PatchTwin(id) => twins::change(hub, &id, &call, false),
             Self::ReplaceTwin(id) => twins::change(hub, &id, &call, true),
             Self::CallMethod(id) => twins::call_method(hub, &id, &call).await,
-            Self::Query => twins::query(hub, &call),
+            Self::Query => queries::query(hub, &call).await,
+            Self::ListConfigurations => configurations::list(hub, &call).await,
+            Self::ReadConfiguration(id) => configurations::read(hub, &id).await,
+            Self::WriteConfiguration(id) => configurations::write(hub, &id, &call),
+            Self::DeleteConfiguration(id) => configurations::delete(hub, &id, &call),
+            Self::TestConfigurationQueries => configurations::test_queries(&call),
+            Self::ApplyConfigurationContent(id) => configurations::apply_content(hub, &id, &call),
+            Self::QueryJobs => jobs::list(hub, &call),
+            Self::ReadJob(id) => jobs::read(hub, &id),
+            Self::CreateJob(id) => jobs::create(hub, &id, &call),
+            Self::CancelJob(id) => jobs::cancel(hub, &id),
+            // Nobody can send what feedback would be about: cloud-to-device messages come by AMQP, or from the operator.
+            Self::ReadFeedback => Ok(Reply::empty()),
+            Self::LeftOut(what) => {
+                Err(Refusal::new(ErrorCode::RouteNotFound, format!("this emulator has no {what}")))
+            }
             Self::Operator(endpoint) => endpoint.call(service, &call),
+            Self::Provisioning(endpoint) => endpoint.call(hub, &call),
         }
     }
 }
@@ -141,7 +208,7 @@ fn module(id: &str, module: &str) -> Result<IdentityId, Refusal> {
 }
 
 fn bad_id() -> Refusal {
-    let text = "an id has 1 to 128 ASCII letters, digits and -.%_#*?!(),:=@$'+";
+    let text = format!("an id has 1 to 128 ASCII letters, digits and {ID_SIGNS}");
     Refusal::new(ErrorCode::ArgumentInvalid, text)
 }
 
@@ -152,19 +219,20 @@ mod tests {
     #[test]
     fn ids_are_decoded_after_the_path_is_taken_apart() {
         let route = |method: Method, path| Route::find(&method, path).map_err(|refusal| refusal.code);
-        let odd = "-.%_*?!(),:=@$'+#";
-        let path = "/devices/-.%25_%2A%3F%21%28%29%2C%3A%3D%40%24%27%2B%23";
+        let odd = "-.%_*?!(),:=@$'+#;";
+        let path = "/devices/-.%25_%2A%3F%21%28%29%2C%3A%3D%40%24%27%2B%23%3B";
         assert_eq!(route(Method::GET, path), Ok(Route::ReadIdentity(IdentityId::device(odd).unwrap())));
         let keys = IdentityId::device("keys").unwrap();
         assert_eq!(route(Method::GET, "/devices/keys"), Ok(Route::ReadIdentity(keys)));
         assert_eq!(route(Method::POST, "/devices/keys/regenerate"), Ok(Route::RegenerateKeys));
+        assert_eq!(route(Method::GET, "/devices/"), Ok(Route::ListDevices));
         for (path, code) in [
             ("/", ErrorCode::RouteNotFound),
             ("", ErrorCode::RouteNotFound),
             ("/devices/d1/", ErrorCode::RouteNotFound),
             ("/devices/%ff", ErrorCode::RouteNotFound),
             ("/devices/a%2Fb", ErrorCode::ArgumentInvalid),
-            ("/devices/", ErrorCode::ArgumentInvalid),
+            ("/twins/", ErrorCode::ArgumentInvalid),
         ] {
             assert_eq!(route(Method::GET, path), Err(code), "{path}");
         }

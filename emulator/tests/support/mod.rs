@@ -28,7 +28,7 @@ use rustls::{ProtocolVersion, SupportedProtocolVersion};
 use serde_json::{Value, json};
 use sha2::Sha256;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -78,7 +78,10 @@ impl TestHub {
     }
 
     pub async fn start_with(choose: impl FnOnce(&mut Options)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), choose).await
+    }
+
+    pub async fn start_in(dir: TempDir, choose: impl FnOnce(&mut Options)) -> Self {
         let mut options = Options { data_dir: dir.path().to_owned(), ..Options::default() };
         choose(&mut options);
         let emulator = start(options).await.unwrap();
@@ -89,6 +92,17 @@ impl TestHub {
             .build()
             .unwrap();
         Self { emulator, dir, http, connector: TlsConnector::from(Arc::new(config)) }
+    }
+
+    /// Ends the hub, and returns its directory.
+    pub async fn stop(self) -> TempDir {
+        self.emulator.shutdown().await;
+        self.dir
+    }
+
+    /// Ends the hub, and starts another one in its directory.
+    pub async fn start_again(self, choose: impl FnOnce(&mut Options)) -> Self {
+        Self::start_in(self.stop().await, choose).await
     }
 
     pub fn https_port(&self) -> &str {
@@ -136,6 +150,17 @@ impl TestHub {
         headers: &[(&str, String)],
         body: Value,
     ) -> Answer {
+        self.try_request(method, path, headers, body).await.unwrap()
+    }
+
+    /// A request that may get no answer.
+    pub async fn try_request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Value,
+    ) -> reqwest::Result<Answer> {
         let mut request = self.http.request(method, format!("https://localhost:{}{path}", self.https_port()));
         for (name, value) in headers {
             request = request.header(*name, value);
@@ -143,11 +168,11 @@ impl TestHub {
         if !body.is_null() {
             request = request.json(&body);
         }
-        let response = request.send().await.unwrap();
+        let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let text = response.text().await.unwrap();
+        let text = response.text().await?;
         let body = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() };
-        Answer { status, headers, body }
+        Ok(Answer { status, headers, body })
     }
 
     pub async fn operate(&self, name: &str, body: Value) -> Answer {
@@ -210,10 +235,15 @@ impl TestHub {
 
     /// A TLS connection to the MQTT port, on which nothing has been said yet.
     pub async fn open(&self) -> Client {
-        let tcp = TcpStream::connect(&self.emulator.ready().mqtts).await.unwrap();
+        let stream = self.open_tls(&self.emulator.ready().mqtts).await;
+        Client::new(Box::new(stream))
+    }
+
+    /// A TLS connection to one of the hub's ports.
+    pub async fn open_tls(&self, address: &str) -> TlsStream<TcpStream> {
+        let tcp = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        let stream = timeout(PATIENCE, self.connector.connect(name, tcp)).await.unwrap().unwrap();
-        Client { stream, input: BytesMut::new(), last_pkid: 0 }
+        timeout(PATIENCE, self.connector.connect(name, tcp)).await.unwrap().unwrap()
     }
 
     /// Shakes hands on the MQTT port in one TLS version, asking for `name`; the version agreed on.
@@ -231,19 +261,7 @@ impl TestHub {
     }
 
     pub async fn try_connect(&self, connect: Connect) -> Result<(Client, bool), ConnectReturnCode> {
-        let mut client = self.open().await;
-        client.send(Packet::Connect(connect)).await;
-        match client.receive().await {
-            Some(Packet::ConnAck(ConnAck { code: ConnectReturnCode::Success, session_present })) => {
-                Ok((client, session_present))
-            }
-            Some(Packet::ConnAck(ConnAck { code, session_present })) => {
-                assert!(!session_present);
-                assert_eq!(client.receive().await, None, "a refused connection stays open");
-                Err(code)
-            }
-            other => panic!("{other:?} in place of CONNACK"),
-        }
+        self.open().await.connect(connect).await
     }
 
     pub async fn connect(&self, id: &str, key: &str) -> Client {
@@ -327,14 +345,39 @@ pub fn unix_secs() -> u64 {
     unix_time().as_secs()
 }
 
+/// What a client speaks MQTT on.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
 /// An MQTT client that says and hears single packets.
 pub struct Client {
-    pub stream: TlsStream<TcpStream>,
+    pub stream: Box<dyn Stream>,
     input: BytesMut,
     last_pkid: u16,
 }
 
 impl Client {
+    pub fn new(stream: Box<dyn Stream>) -> Self {
+        Self { stream, input: BytesMut::new(), last_pkid: 0 }
+    }
+
+    /// Says CONNECT, and tells what the hub answers: whether a session was present, or why it refuses.
+    pub async fn connect(mut self, connect: Connect) -> Result<(Self, bool), ConnectReturnCode> {
+        self.send(Packet::Connect(connect)).await;
+        match self.receive().await {
+            Some(Packet::ConnAck(ConnAck { code: ConnectReturnCode::Success, session_present })) => {
+                Ok((self, session_present))
+            }
+            Some(Packet::ConnAck(ConnAck { code, session_present })) => {
+                assert!(!session_present);
+                assert_eq!(self.receive().await, None, "a refused connection stays open");
+                Err(code)
+            }
+            other => panic!("{other:?} in place of CONNACK"),
+        }
+    }
+
     pub async fn send(&mut self, packet: Packet) {
         let mut bytes = BytesMut::new();
         packet.write(&mut bytes, usize::MAX).unwrap();

@@ -91,7 +91,9 @@ impl World {
         secrets::write_new_file(&connection_string_file, &text)?;
         let agent_config = dir.path().join("agent.toml");
         let port = ready.mqtts.rsplit_once(':').map_or("8883", |(_, port)| port);
-        let config = configuration(&connection_string_file, &ready.ca_file, port, &agent_dir, &socket);
+        let https_port = ready.https.rsplit_once(':').map_or("443", |(_, port)| port);
+        let ports = format!("port = {port}\nhttps_port = {https_port}");
+        let config = configuration(&connection_string_file, &ready.ca_file, &ports, &agent_dir, &socket);
         fs::write(&agent_config, config)
             .map_err(|e| Failure::failed(format!("write {}: {e}", agent_config.display())))?;
         let (login, agent_log) = (hub_dir.join("hub.json"), dir.path().join("agent.log"));
@@ -181,14 +183,14 @@ fn private_dir(parent: &Path, name: &str) -> Result<PathBuf, Failure> {
 fn configuration(
     connection_string: &Path,
     ca_file: &Path,
-    port: &str,
+    ports: &str,
     state: &Path,
     socket: &Path,
 ) -> String {
     // A JSON string is a TOML string too.
     let quote = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
     format!(
-        "[hub]\nconnection_string_file = {}\nca_file = {}\nport = {port}\n\n[state]\ndir = {}\n\n[local]\nsocket = {}\n\n\
+        "[hub]\nconnection_string_file = {}\nca_file = {}\n{ports}\n\n[state]\ndir = {}\n\n[local]\nsocket = {}\n\n\
          [rotation]\npropagation_window_secs = {PROPAGATION_WINDOW_SECS}\n\n[token]\nlifetime_secs = {TOKEN_LIFETIME_SECS}\n",
         quote(connection_string),
         quote(ca_file),

@@ -136,7 +136,7 @@ impl Refusal {
                 "look at the device: its report is stale, restored from an old image, or forged".to_owned()
             }
             Self::SlotInUse { slot } => {
-                format!("renew the {} key first; the device moves to it", slot.other())
+                format!("renew the {} key first, so that the device moves to it", slot.other())
             }
             Self::BothSlots => "renew one key, then the other".to_owned(),
             Self::OfferStands => "finish it: run again without --no-deliver".to_owned(),

@@ -53,6 +53,8 @@ impl Says {
             rotation: rotation_id,
             status: self.rotation.map_or(Status::Idle, |(_, status)| status),
             reason: None::<Reason>,
+            clock_offset_secs: None,
+            behind: None,
             primary: slot(self.primary),
             secondary: slot(self.secondary),
             proof: rotation_id.zip(self.proof).map(|(id, seed)| Proof::new(&key(seed), &identity(), id)),

@@ -127,6 +127,8 @@ impl Agent {
             rotation: self.rotation,
             status: self.status,
             reason: self.reason,
+            clock_offset_secs: None,
+            behind: None,
             primary: slot(KeySlot::Primary),
             secondary: slot(KeySlot::Secondary),
             proof,
