@@ -27,3 +27,15 @@ deny:
 # Kill the agent at random points of many rotations; the seed is printed.
 kill-sweep rotations="200":
     TWINKEY_KILL_ROTATIONS={{rotations}} cargo test --release -p twinkey-tests --test kill -- --nocapture
+
+# The agent in worlds that a seed determines: `just sim SEED=1 N=1000000`.
+sim *settings:
+    for setting in {{settings}}; do export "TWINKEY_SIM_$setting"; done; cargo test --release -p twinkey-agent --test simulation -- --nocapture
+
+# An hour of renewals and faults; draws memory and descriptors over time.
+soak secs="3600" svg="/tmp/soak.svg":
+    TWINKEY_SOAK_SECS={{secs}} TWINKEY_SOAK_SVG={{svg}} cargo test --release -p twinkey-tests --test soak -- --nocapture
+
+# Every fuzz target for so many seconds.
+fuzz secs="600":
+    fuzz/run {{secs}}

@@ -27,6 +27,11 @@ impl Chance {
         (mixed ^ (mixed >> 31)) % bound
     }
 
+    /// Another source of chance, which follows from this one.
+    pub fn fork(&mut self) -> Self {
+        Self(self.below(u64::MAX))
+    }
+
     /// A moment within `whole`, in microseconds' steps.
     pub fn moment(&mut self, whole: Duration) -> Duration {
         Duration::from_micros(self.below(u64::try_from(whole.as_micros()).unwrap().max(1)))

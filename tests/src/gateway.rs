@@ -27,6 +27,8 @@ const LAST_WORDS: usize = 40;
 pub struct Settings {
     /// `[hub] port`
     pub port: u16,
+    /// `[hub] https_port`
+    pub https_port: u16,
     /// `[hub] ca_file`
     pub ca_file: PathBuf,
     /// `[hub] takeover`
@@ -43,18 +45,21 @@ pub struct Settings {
     pub log_filter: &'static str,
     /// Arguments before the subcommand.
     pub arguments: &'static [&'static str],
+    /// More environment of the program's.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 impl Settings {
     /// What suits most tests.
     pub fn for_hub(hub: &TestHub) -> Self {
-        Self::at(hub.mqtts_port(), hub.ca_file())
+        Self { https_port: hub.https_port(), ..Self::at(hub.mqtts_port(), hub.ca_file()) }
     }
 
     /// The same for any endpoint.
     pub fn at(port: u16, ca_file: &Path) -> Self {
         Self {
             port,
+            https_port: 443,
             ca_file: ca_file.to_owned(),
             takeover: "make-before-break",
             propagation_window_secs: 2,
@@ -63,6 +68,7 @@ impl Settings {
             state_dir: None,
             log_filter: "info",
             arguments: &[],
+            environment: Vec::new(),
         }
     }
 }
@@ -97,6 +103,7 @@ impl Gateway {
     fn write_config(&self) {
         let Settings {
             port,
+            https_port,
             ca_file,
             takeover,
             propagation_window_secs,
@@ -105,13 +112,14 @@ impl Gateway {
             state_dir: _,
             log_filter: _,
             arguments: _,
+            environment: _,
         } = &self.settings;
         let (connection_string, state, socket) =
             (self.path("connection-string"), self.state_dir(), self.socket());
         // Rust's notation of these paths is TOML's too.
         let text = format!(
             "[hub]\nconnection_string_file = {connection_string:?}\nca_file = {ca_file:?}\nsystem_roots = false\n\
-             port = {port}\ntakeover = {takeover:?}\n\n[state]\ndir = {state:?}\n\n[local]\nsocket = {socket:?}\n\n\
+             port = {port}\nhttps_port = {https_port}\ntakeover = {takeover:?}\n\n[state]\ndir = {state:?}\n\n[local]\nsocket = {socket:?}\n\n\
              [rotation]\npropagation_window_secs = {propagation_window_secs}\nallow_unsealed = {allow_unsealed}\n\n\
              [token]\nlifetime_secs = {token_lifetime_secs}\n"
         );
@@ -165,6 +173,7 @@ impl Gateway {
     /// A command of the agent's program with this gateway's configuration.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = programs::twinkey_agent();
+        command.envs(self.settings.environment.iter().map(|(name, value)| (name, value)));
         command.args(self.settings.arguments).args(args).arg("--config").arg(self.path("agent.toml"));
         command
     }

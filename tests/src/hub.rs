@@ -10,12 +10,13 @@ use rustls_pki_types::pem::PemObject as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use twinkey_contract::connection_string::ServiceConnectionString;
 use twinkey_contract::report::{Report, Status};
-use twinkey_emulator::{Emulator, Options, start};
+use twinkey_emulator::{Emulator, Options, Ready, start};
 use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
 
+use crate::emulated::{emulate, launch};
 use crate::history::{History, Span};
 use crate::programs;
 use crate::waiting::{PATIENCE, until};
@@ -23,13 +24,21 @@ use crate::waiting::{PATIENCE, until};
 /// Expiry of the service's token: the end of the year 2099.
 const FAR_FUTURE_UNIX_SECS: u64 = 4_102_444_799;
 
-/// The emulator in this process.
+/// The emulator, in this process or as `twinkey emulate`.
 #[derive(Debug)]
 pub struct TestHub {
-    emulator: Emulator,
+    running: Running,
+    ready: Ready,
     http: reqwest::Client,
     authorization: String,
     dir: TempDir,
+}
+
+#[derive(Debug)]
+enum Running {
+    Library(Emulator),
+    /// Killed when dropped.
+    Program(Child),
 }
 
 /// An HTTPS answer.
@@ -62,29 +71,41 @@ impl TestHub {
         let mut options = Options { data_dir: dir.path().to_owned(), ..Options::default() };
         choose(&mut options);
         let emulator = start(options).await.unwrap();
-        let ready = emulator.ready();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(&ready.ca_file).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let http =
-            reqwest::Client::builder().tls_backend_preconfigured(tls).timeout(PATIENCE).build().unwrap();
+        let ready = emulator.ready().clone();
+        Self::reach(Running::Library(emulator), ready, dir)
+    }
+
+    /// The program `twinkey emulate` with these arguments besides its directory.
+    pub async fn start_program(args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, ready) = launch(emulate().arg("--data-dir").arg(dir.path()).args(args)).await;
+        Self::reach(Running::Program(program), ready, dir)
+    }
+
+    fn reach(running: Running, ready: Ready, dir: TempDir) -> Self {
+        let http = trusting(&ready.ca_file);
         let authorization = service_token(&ready.service_connection_string, &ready.host_name);
-        Self { emulator, http, authorization, dir }
+        Self { running, ready, http, authorization, dir }
     }
 
     /// The port of MQTT over TLS.
     pub fn mqtts_port(&self) -> u16 {
-        port_of(&self.emulator.ready().mqtts)
+        port_of(&self.ready.mqtts)
+    }
+
+    /// The port of HTTPS.
+    pub fn https_port(&self) -> u16 {
+        port_of(&self.ready.https)
     }
 
     /// The certificate to trust.
     pub fn ca_file(&self) -> &Path {
-        &self.emulator.ready().ca_file
+        &self.ready.ca_file
+    }
+
+    /// The connection string of the policy that may do everything.
+    pub fn service_connection_string(&self) -> &str {
+        &self.ready.service_connection_string
     }
 
     /// What the operator logs in with.
@@ -94,7 +115,7 @@ impl TestHub {
 
     /// The key of the policy that may do everything, in base64.
     pub fn policy_key(&self) -> String {
-        let text = &self.emulator.ready().service_connection_string;
+        let text = &self.ready.service_connection_string;
         ServiceConnectionString::parse(text).unwrap().key.expose_base64(&mut [0; 88]).to_owned()
     }
 
@@ -123,7 +144,7 @@ impl TestHub {
     }
 
     async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Value) -> Answer {
-        let https = port_of(&self.emulator.ready().https);
+        let https = port_of(&self.ready.https);
         let mut request = self.http.request(method, format!("https://localhost:{https}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -219,6 +240,16 @@ impl TestHub {
         self.operate("cut", json!({"identity": identity})).await.expect(200)["cut"] == 1
     }
 
+    /// Lets devices register with the provisioning service: `enrollments/ID` or `enrollmentGroups/ID`.
+    pub async fn enroll(&self, path: &str, body: Value) -> Value {
+        self.request(Method::PUT, &format!("/$emulator/{path}"), &[], body).await.expect(200)
+    }
+
+    /// The provisioning service's ID scope.
+    pub fn id_scope(&self) -> &str {
+        &self.ready.id_scope
+    }
+
     /// Tells the operator's endpoint `name` of the emulator.
     pub async fn operate(&self, name: &str, body: Value) -> Answer {
         self.request(Method::POST, &format!("/$emulator/{name}"), &[], body).await
@@ -233,6 +264,23 @@ impl TestHub {
     pub async fn telemetry(&self, identity: &str) -> Vec<Value> {
         let page: Value = self.look("telemetry", identity).await;
         page["messages"].as_array().unwrap().clone()
+    }
+
+    /// The same without a limit on their number.
+    pub async fn all_telemetry(&self, identity: &str) -> Vec<Value> {
+        let mut messages = Vec::new();
+        let mut after = 0;
+        loop {
+            let path = format!("/$emulator/telemetry?identity={}&max=10000&after={after}", encode(identity));
+            let mut page = self.request(Method::GET, &path, &[], Value::Null).await.expect(200);
+            assert_eq!(page["dropped"], 0, "the hub has forgotten messages");
+            messages.append(page["messages"].as_array_mut().unwrap());
+            let next = page["next"].as_u64().unwrap();
+            if next == after {
+                return messages;
+            }
+            after = next;
+        }
     }
 
     async fn look<T: DeserializeOwned>(&self, name: &str, identity: &str) -> T {
@@ -252,7 +300,10 @@ impl TestHub {
 
     /// Ends the hub.
     pub async fn shutdown(self) {
-        self.emulator.shutdown().await;
+        match self.running {
+            Running::Library(emulator) => emulator.shutdown().await,
+            Running::Program(mut program) => program.kill().await.unwrap(),
+        }
     }
 }
 
@@ -281,7 +332,21 @@ pub fn is_about(report: &Report, rotation: &str) -> bool {
     report.rotation.is_some_and(|known| known.to_string() == rotation)
 }
 
-fn service_token(connection_string: &str, host_name: &str) -> String {
+/// A client that trusts one authority only.
+pub(crate) fn trusting(ca_file: &Path) -> reqwest::Client {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca_file).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    reqwest::Client::builder().tls_backend_preconfigured(tls).timeout(PATIENCE).build().unwrap()
+}
+
+/// A token of the policy in a service's connection string.
+pub(crate) fn service_token(connection_string: &str, host_name: &str) -> String {
     let service = ServiceConnectionString::parse(connection_string).unwrap();
     let resource = ResourceUri::hub(host_name).unwrap();
     let expiry = Expiry::after(FAR_FUTURE_UNIX_SECS, 0).unwrap();

@@ -9,11 +9,17 @@
 )]
 
 pub mod chance;
+pub mod emulated;
 pub mod gateway;
 pub mod history;
 pub mod hub;
 pub mod leaks;
+pub mod mounted;
 pub mod offers;
+pub mod plot;
 pub mod programs;
+pub mod proxy;
 pub mod scripted;
+pub mod traffic;
+pub mod vitals;
 pub mod waiting;

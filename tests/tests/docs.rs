@@ -1,0 +1,134 @@
+//! What the documents claim exists.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has failed, as it should")]
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use twinkey_tests::hub::TestHub;
+use twinkey_tests::programs;
+
+fn read(file: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// What stands between backticks.
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The rows of a text's tables whose first cell is code: that code, and all code of the row.
+fn rows(text: &str) -> impl Iterator<Item = (Vec<&str>, Vec<&str>)> {
+    let lines = text.lines().map(|line| line.trim_start_matches("//! "));
+    lines.filter(|line| line.starts_with("| `")).map(|line| {
+        let first_cell = line.split('|').nth(1).unwrap();
+        (code_spans(first_cell).collect(), code_spans(line).collect())
+    })
+}
+
+#[tokio::test]
+async fn the_hubs_document_names_every_fault_and_setting_and_its_examples_are_accepted() {
+    let hub = TestHub::start().await;
+    let document = read("docs/emulator.md");
+    let fields = hub.operate("faults", json!({})).await.expect(200);
+    let fields: Vec<&String> = fields.as_object().unwrap().keys().collect();
+    assert!(fields.len() >= 16, "{fields:?}");
+    for field in fields {
+        let row = rows(&document).find(|(first, _)| first == &[field.as_str()]);
+        let (_, code) = row.unwrap_or_else(|| panic!("docs/emulator.md has no row for the fault {field}"));
+        let example: Value = serde_json::from_str(code.last().unwrap()).unwrap();
+        assert!(example.get(field).is_some(), "the example for {field} is of another: {example}");
+        hub.set_faults(example).await;
+    }
+    let settings = hub.operate("dps", json!({})).await.expect(200);
+    for setting in settings.as_object().unwrap().keys() {
+        assert!(code_spans(&document).any(|code| code == setting), "docs/emulator.md names no {setting}");
+    }
+}
+
+#[test]
+fn the_hubs_document_names_every_operator_endpoint() {
+    let document = read("docs/emulator.md");
+    let documented: Vec<&str> = rows(&document).flat_map(|(first, _)| first).collect();
+    let mut named = 0;
+    for file in ["operator.rs", "provisioning.rs"] {
+        let source = read(&format!("emulator/src/rest/{file}"));
+        for request in rows(&source).flat_map(|(first, _)| first) {
+            let Some((method, path)) = request.split_once(' ').filter(|(method, _)| is_method(method)) else {
+                continue;
+            };
+            let path = path.split_once('?').map_or(path, |(path, _)| path).replace("{registrationId}", "ID");
+            let wanted = format!("{method} {}", path.replace("{id}", "ID"));
+            assert!(documented.contains(&wanted.as_str()), "docs/emulator.md has no row for {wanted}");
+            named += 1;
+        }
+        // What the code answers to, whether its own table has it or not.
+        for arm in source.split("(\"").skip(1) {
+            let mut words = arm.split('"');
+            let (method, separator, name) = (words.next(), words.next(), words.next());
+            if let (Some(method), Some(", " | ", ["), Some(name)) = (method, separator, name)
+                && is_method(method)
+            {
+                let wanted = format!("{method} {name}");
+                let is_documented = |code: &&str| code.split('/').next() == Some(&wanted);
+                assert!(documented.iter().any(is_documented), "docs/emulator.md: no {wanted}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 20, "only {named} endpoints were found in the source");
+}
+
+fn is_method(word: &str) -> bool {
+    matches!(word, "GET" | "POST" | "PUT" | "DELETE")
+}
+
+#[tokio::test]
+async fn the_hubs_document_names_every_flag() {
+    let document = read("docs/emulator.md");
+    let help = programs::twinkey().args(["emulate", "--help"]).output().await.unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let flags: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim_start().trim_start_matches("-h, ").strip_prefix("--"))
+        .filter_map(|line| line.split(' ').next())
+        .filter(|flag| *flag != "help")
+        .collect();
+    assert!(flags.len() >= 13, "{flags:?}");
+    for flag in flags {
+        let is_named =
+            |code: &str| code.strip_prefix("--").and_then(|code| code.split(' ').next()) == Some(flag);
+        assert!(code_spans(&document).any(is_named), "docs/emulator.md names no --{flag}");
+    }
+}
+
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut named = 0;
+    for entry in fs::read_dir(root.join("docs")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        // Every second piece stands between backticks.
+        for code in text.split('`').skip(1).step_by(2) {
+            let (file, function) = code.split_once("::").unwrap_or((code, ""));
+            if !file.ends_with(".rs") || !file.contains("/tests/") && !function.contains('_') {
+                continue;
+            }
+            let source = fs::read_to_string(root.join(file))
+                .unwrap_or_else(|error| panic!("{} names {file}: {error}", path.display()));
+            assert!(
+                function.is_empty() || source.contains(&format!("fn {function}(")),
+                "{} names {code}, which does not exist",
+                path.display()
+            );
+            named += 1;
+        }
+    }
+    assert!(named > 40, "only {named} tests were found in the documents");
+}
