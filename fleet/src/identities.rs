@@ -16,12 +16,13 @@ pub(crate) async fn create(args: &CreateArgs, format: Format) -> Result<Exit, Fa
         DeviceStatus::Enabled => true,
         DeviceStatus::Disabled => false,
     };
-    let device = log_in(&args.device.hub)?.create_device(&args.device.device_id, is_enabled).await?;
+    let device =
+        log_in(&args.device.hub)?.create_device(&device_of(&args.device.device_id)?, is_enabled).await?;
     print_one(&device, format)
 }
 
 pub(crate) async fn show(args: &OneDevice, format: Format) -> Result<Exit, Failure> {
-    let device = log_in(&args.hub)?.device(&args.device_id).await?;
+    let device = log_in(&args.hub)?.device(&device_of(&args.device_id)?).await?;
     print_one(&device, format)
 }
 
@@ -43,7 +44,7 @@ pub(crate) async fn delete(args: &DeleteArgs, format: Format) -> Result<Exit, Fa
     if !args.yes {
         confirm(&format!("Delete {id}, its keys and its twin?"))?;
     }
-    hub.delete_device(id, args.etag.as_deref()).await?;
+    hub.delete_device(&device_of(id)?, args.etag.as_deref()).await?;
     match format {
         Format::Table => output::line(&format!("deleted {id}"))?,
         Format::Json => output::json(&json!({"deviceId": id, "deleted": true}))?,
@@ -54,13 +55,13 @@ pub(crate) async fn delete(args: &DeleteArgs, format: Format) -> Result<Exit, Fa
 pub(crate) async fn connection_string(args: &ConnectionStringArgs, format: Format) -> Result<Exit, Failure> {
     let hub = log_in(&args.device.hub)?;
     let id = &args.device.device_id;
-    let device = hub.device(id).await?;
+    let identity = device_of(id)?;
+    let device = hub.device(&identity).await?;
     let keys = device.keys().ok_or_else(|| Failure::failed(format!("{id} has no pair of symmetric keys")))?;
     let key = match args.key_type {
         SlotName::Primary => keys.primary,
         SlotName::Secondary => keys.secondary,
     };
-    let identity = Identity::new(id, None).map_err(|e| Failure::usage(e.to_string()))?;
     let host_name = hub.host_name().to_owned();
     let text = DeviceConnectionString { host_name, identity, key, gateway_host_name: None }.expose();
     if let Some(path) = &args.destination.out {
@@ -76,6 +77,10 @@ pub(crate) async fn connection_string(args: &ConnectionStringArgs, format: Forma
         }
     }
     Ok(Exit::Done)
+}
+
+fn device_of(id: &str) -> Result<Identity, Failure> {
+    Identity::new(id, None).map_err(|e| Failure::usage(e.to_string()))
 }
 
 fn print_one(device: &Device, format: Format) -> Result<Exit, Failure> {

@@ -109,7 +109,7 @@ impl Teller<'_> {
     /// Renews as the operator's command does.
     async fn renew(&mut self, key_type: KeyType) -> Result<(), Failure> {
         let job = Job {
-            device_id: DEVICE_ID.to_owned(),
+            identity: self.world.identity.clone(),
             key_type,
             is_forced: false,
             delivers: true,
@@ -160,7 +160,7 @@ impl Teller<'_> {
             "the hub refused it {refusals} times; the agent gave up on it ({reason}) and kept its key"
         ));
         self.note_renewal_gap(&seen, from_ms);
-        erase(&world.hub, DEVICE_ID, rotation, world.hub.twin(DEVICE_ID).await?).await?;
+        erase(&world.hub, &world.identity, rotation, world.hub.twin(&world.identity).await?).await?;
         if refusals == 0 || rejected.active != report.active {
             return Err(Failure::failed("the agent rejected the key without a trial, or moved"));
         }
@@ -172,7 +172,7 @@ impl Teller<'_> {
         let world = self.world;
         let (_, other) = self.unused_slot().await?;
         let active = other.other();
-        world.hub.regenerate_key(DEVICE_ID, active).await?;
+        world.hub.regenerate_keys(active, std::slice::from_ref(&world.identity)).await?;
         let from_ms = self.now_ms().await?;
         world.observer.cut().await?;
         let fell_back = |seen: &Connections| {

@@ -79,7 +79,7 @@ impl World {
         let hub = Hub::new(&login, Some(CaFile { path: &ready.ca_file, named_by: "the hub's CA" }))?;
         let observer = Observer::new(&ready.https, &ready.ca_file, DEVICE_ID)?;
         let identity = Identity::new(DEVICE_ID, None).map_err(|e| Failure::failed(e.to_string()))?;
-        let device = hub.create_device(DEVICE_ID, true).await?;
+        let device = hub.create_device(&identity, true).await?;
         narrator.say(&format!("it has a device, {DEVICE_ID}, with a primary and a secondary key"));
 
         let key = device.keys().ok_or_else(|| Failure::failed("the hub made no keys"))?.primary;
@@ -130,7 +130,7 @@ impl World {
         wish: impl Fn(&Report) -> bool,
     ) -> Result<Report, Failure> {
         until(what, async || {
-            let report = self.hub.twin(DEVICE_ID).await?.report();
+            let report = self.hub.twin(&self.identity).await?.report();
             Ok(report.ok().flatten().filter(|report| wish(report)))
         })
         .await

@@ -18,8 +18,8 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, IF_MATCH};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use twinkey_contract::KeySlot;
 use twinkey_contract::connection_string::ServiceConnectionString;
+use twinkey_contract::{Identity, KeySlot};
 use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
 use zeroize::Zeroizing;
 
@@ -27,7 +27,7 @@ use crate::clock::unix_now_secs;
 use crate::failure::Failure;
 
 pub(crate) use error::HubError;
-pub(crate) use registry::{Device, KeyPair, RegistryKey, Twin};
+pub(crate) use registry::{Device, KeyPair, Page, Regenerated, RegistryKey, Twin};
 pub(crate) use transport::{Answer, CaFile, Transport, describe};
 
 /// The version of the registry's and the twins' interface that the official SDKs speak.
@@ -38,6 +38,10 @@ const API_VERSION_REGENERATE: &str = "2024-03-31";
 const TOKEN_LIFETIME_SECS: u64 = 3600;
 /// What RFC 3986 §2.3 leaves unreserved stays as it is; everything else in an id is encoded.
 const ID_ENCODING: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Most identities in one `/devices/keys/regenerate`: the limit that azure-iot-cli-extension keeps to.
+pub(crate) const REGENERATE_MAX: usize = 100;
+/// Most twins on one page of a query (IoT Hub query language, paging).
+const QUERY_PAGE_LEN: u16 = 100;
 /// Most attempts at one call.
 const ATTEMPTS_MAX: u32 = 5;
 /// Longest pause before the second attempt, in milliseconds; it doubles with each further one.
@@ -73,6 +77,7 @@ struct Call {
     method: Method,
     path: String,
     if_match: Option<String>,
+    headers: Vec<(&'static str, String)>,
     body: Option<Zeroizing<Vec<u8>>>,
     repeat: Repeat,
 }
@@ -97,8 +102,9 @@ impl Hub {
         self.host_name.rsplit_once(':').map_or(&self.host_name, |(host, _)| host)
     }
 
-    pub(crate) async fn device(&self, id: &str) -> Result<Device, HubError> {
-        self.json(Call::get(device_path(id))).await
+    /// A device's or module's identity, with its keys.
+    pub(crate) async fn device(&self, identity: &Identity) -> Result<Device, HubError> {
+        self.json(Call::get(identity_path(identity))).await
     }
 
     /// The first `top` identities; a hub gives at most 1000.
@@ -106,47 +112,127 @@ impl Hub {
         self.json(Call::get(format!("/devices?top={top}&api-version={API_VERSION}"))).await
     }
 
-    /// A new identity, whose keys the hub makes.
-    pub(crate) async fn create_device(&self, id: &str, is_enabled: bool) -> Result<Device, HubError> {
+    /// The modules of a device, of which there are at most 50 (IoT Hub quotas).
+    pub(crate) async fn modules(&self, device_id: &str) -> Result<Vec<Device>, HubError> {
+        let device = utf8_percent_encode(device_id, ID_ENCODING);
+        self.json(Call::get(format!("/devices/{device}/modules?api-version={API_VERSION}"))).await
+    }
+
+    /// A new identity, whose keys the hub makes. Only devices can be disabled.
+    pub(crate) async fn create_device(
+        &self,
+        identity: &Identity,
+        is_enabled: bool,
+    ) -> Result<Device, HubError> {
         let status = if is_enabled { "enabled" } else { "disabled" };
-        let body = json!({"deviceId": id, "status": status, "authentication": {"type": "sas"}});
-        self.json(Call::new(Method::PUT, device_path(id), Repeat::WithCare).body(&body)?).await
+        let (device_id, authentication) = (&identity.device_id, json!({"type": "sas"}));
+        let body = match &identity.module_id {
+            Some(module_id) => {
+                json!({"deviceId": device_id, "moduleId": module_id, "authentication": authentication})
+            }
+            None => json!({"deviceId": device_id, "status": status, "authentication": authentication}),
+        };
+        self.json(Call::new(Method::PUT, identity_path(identity), Repeat::WithCare).body(&body)?).await
     }
 
     /// Replaces an identity that still has `etag`. It is not repeated, not even after a 429: the twin, which no etag here
     /// covers, may say something else by then.
     pub(crate) async fn replace_device(&self, device: &Device, etag: &str) -> Result<Device, HubError> {
-        let call = Call::new(Method::PUT, device_path(&device.device_id), Repeat::Never);
+        let call = Call::new(Method::PUT, identity_path(&device.identity()), Repeat::Never);
         self.json(call.if_match(etag).body(device)?).await
     }
 
-    pub(crate) async fn delete_device(&self, id: &str, etag: Option<&str>) -> Result<(), HubError> {
-        let call = Call::new(Method::DELETE, device_path(id), Repeat::WithCare).if_match(etag.unwrap_or("*"));
-        self.answer(call).await.map(drop)
+    pub(crate) async fn delete_device(
+        &self,
+        identity: &Identity,
+        etag: Option<&str>,
+    ) -> Result<(), HubError> {
+        let call = Call::new(Method::DELETE, identity_path(identity), Repeat::WithCare);
+        self.answer(call.if_match(etag.unwrap_or("*"))).await.map(drop)
     }
 
-    /// Has the hub make a new key in this slot, whatever key is in there by now: this call knows no etag. The other slot
-    /// stays as it is.
-    pub(crate) async fn regenerate_key(&self, id: &str, slot: KeySlot) -> Result<(), HubError> {
+    /// Has the hub make a new key in this slot of each identity, whatever key is in there by now: this call knows no etag.
+    /// The other slots stay as they are. At most [`REGENERATE_MAX`] identities.
+    ///
+    /// A hub answers 200, 207 and 400 with the keys that it has made, so the keys are read before the status is judged
+    /// (azure-iot-cli-extension, `service_operations.py`). It is not repeated: what it did shows in the registry.
+    pub(crate) async fn regenerate_keys(
+        &self,
+        slot: KeySlot,
+        identities: &[Identity],
+    ) -> Result<Regenerated, HubError> {
         let path = format!("/devices/keys/regenerate?api-version={API_VERSION_REGENERATE}");
-        let body = json!({"policyKey": format!("{slot}Key"), "devices": [{"id": id}]});
-        self.answer(Call::new(Method::POST, path, Repeat::WithCare).body(&body)?).await.map(drop)
+        let entry = |identity: &Identity| match &identity.module_id {
+            Some(module_id) => json!({"id": identity.device_id, "moduleId": module_id}),
+            None => json!({"id": identity.device_id}),
+        };
+        let devices: Vec<_> = identities.iter().map(entry).collect();
+        let body = json!({"policyKey": format!("{slot}Key"), "devices": devices});
+        let call = Call::new(Method::POST, path, Repeat::Never).body(&body)?;
+        let described = describe(&call.method, &call.path);
+        let answer = self.exchange(&call).await?;
+        match serde_json::from_slice(&answer.body) {
+            Ok(regenerated) if matches!(answer.status, 200 | 207 | 400) => Ok(regenerated),
+            Err(error) if (200..300).contains(&answer.status) => Err(HubError::malformed(&described, &error)),
+            Ok(_) | Err(_) => Err(refusal(&described, &answer)),
+        }
     }
 
-    pub(crate) async fn twin(&self, id: &str) -> Result<Twin, HubError> {
-        self.json(Call::get(twin_path(id))).await
+    /// The first page of a query, or the one after `continuation`, with at most `page_len` twins.
+    pub(crate) async fn query(
+        &self,
+        query: &str,
+        page_len: u16,
+        continuation: Option<&str>,
+    ) -> Result<Page, HubError> {
+        let path = format!("/devices/query?api-version={API_VERSION}");
+        let mut call = Call::new(Method::POST, path, Repeat::Freely).body(&json!({"query": query}))?;
+        call.headers.push(("x-ms-max-item-count", page_len.to_string()));
+        call.headers.extend(continuation.map(|text| ("x-ms-continuation", text.to_owned())));
+        let described = describe(&call.method, &call.path);
+        let answer = self.answer(call).await?;
+        let items = serde_json::from_slice(&answer.body).map_err(|e| HubError::malformed(&described, &e))?;
+        Ok(Page { items, continuation: answer.continuation })
+    }
+
+    /// All twins that a query finds, page by page.
+    pub(crate) async fn query_all(&self, query: &str) -> Result<Vec<Value>, HubError> {
+        let mut items = Vec::new();
+        let mut continuation = None;
+        loop {
+            let page = self.query(query, QUERY_PAGE_LEN, continuation.as_deref()).await?;
+            items.extend(page.items);
+            continuation = page.continuation;
+            if continuation.is_none() {
+                return Ok(items);
+            }
+        }
+    }
+
+    pub(crate) async fn twin(&self, identity: &Identity) -> Result<Twin, HubError> {
+        self.json(Call::get(twin_path(identity))).await
     }
 
     /// Merges `desired` into the desired properties, if the twin still has `etag` where one is given.
     pub(crate) async fn patch_desired(
         &self,
-        id: &str,
+        identity: &Identity,
         desired: &Value,
         etag: Option<&str>,
     ) -> Result<Twin, HubError> {
+        self.patch_twin(identity, &json!({"properties": {"desired": desired}}), etag).await
+    }
+
+    /// Merges `patch` (`tags`, `properties.desired`) into the twin, if it still has `etag` where one is given.
+    pub(crate) async fn patch_twin(
+        &self,
+        identity: &Identity,
+        patch: &Value,
+        etag: Option<&str>,
+    ) -> Result<Twin, HubError> {
         let repeat = if etag.is_some() { Repeat::WithCare } else { Repeat::Freely };
-        let call = Call::new(Method::PATCH, twin_path(id), repeat).if_match(etag.unwrap_or("*"));
-        self.json(call.body(&json!({"properties": {"desired": desired}}))?).await
+        let call = Call::new(Method::PATCH, twin_path(identity), repeat).if_match(etag.unwrap_or("*"));
+        self.json(call.body(patch)?).await
     }
 
     async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, HubError> {
@@ -175,6 +261,11 @@ impl Hub {
                 let value = HeaderValue::from_str(etag)
                     .map_err(|_| HubError::Token { reason: "the etag is no header text".to_owned() })?;
                 headers.insert(IF_MATCH, value);
+            }
+            for (name, text) in &call.headers {
+                let value = HeaderValue::from_str(text)
+                    .map_err(|_| HubError::Token { reason: format!("{name} is no header text") })?;
+                headers.insert(*name, value);
             }
             let result =
                 self.transport.exchange(call.method.clone(), &call.path, headers, call.body.clone()).await;
@@ -208,7 +299,7 @@ impl Hub {
 
 impl Call {
     fn new(method: Method, path: String, repeat: Repeat) -> Self {
-        Self { method, path, if_match: None, body: None, repeat }
+        Self { method, path, if_match: None, headers: Vec::new(), body: None, repeat }
     }
 
     fn get(path: String) -> Self {
@@ -227,12 +318,23 @@ impl Call {
     }
 }
 
-fn device_path(id: &str) -> String {
-    format!("/devices/{}?api-version={API_VERSION}", utf8_percent_encode(id, ID_ENCODING))
+fn identity_path(identity: &Identity) -> String {
+    path_of("devices", identity)
 }
 
-fn twin_path(id: &str) -> String {
-    format!("/twins/{}?api-version={API_VERSION}", utf8_percent_encode(id, ID_ENCODING))
+fn twin_path(identity: &Identity) -> String {
+    path_of("twins", identity)
+}
+
+fn path_of(kind: &str, identity: &Identity) -> String {
+    let device = utf8_percent_encode(&identity.device_id, ID_ENCODING);
+    match &identity.module_id {
+        Some(module_id) => {
+            let module = utf8_percent_encode(module_id, ID_ENCODING);
+            format!("/{kind}/{device}/modules/{module}?api-version={API_VERSION}")
+        }
+        None => format!("/{kind}/{device}?api-version={API_VERSION}"),
+    }
 }
 
 fn refusal(call: &str, answer: &Answer) -> HubError {
@@ -280,7 +382,13 @@ mod tests {
 
     fn answer(status: u16, retry_after_secs: Option<u64>) -> Result<Answer, HubError> {
         let retry_after = retry_after_secs.map(Duration::from_secs);
-        Ok(Answer { status, error_code: None, retry_after, body: Zeroizing::new(Vec::new()) })
+        Ok(Answer {
+            status,
+            error_code: None,
+            retry_after,
+            continuation: None,
+            body: Zeroizing::new(Vec::new()),
+        })
     }
 
     #[test]
@@ -314,8 +422,11 @@ mod tests {
 
     #[test]
     fn ids_are_encoded_strictly() {
-        let path = device_path("odd-.%_*?!(),:=@$'+#~");
-        assert_eq!(path, "/devices/odd-.%25_%2A%3F%21%28%29%2C%3A%3D%40%24%27%2B%23~?api-version=2021-04-12");
+        let identity = Identity { device_id: "odd-.%_*?!(),:=@$'+#~".to_owned(), module_id: None };
+        let odd = "odd-.%25_%2A%3F%21%28%29%2C%3A%3D%40%24%27%2B%23~";
+        assert_eq!(identity_path(&identity), format!("/devices/{odd}?api-version=2021-04-12"));
+        let module = Identity { module_id: Some("$edge".to_owned()), ..identity };
+        assert_eq!(twin_path(&module), format!("/twins/{odd}/modules/%24edge?api-version=2021-04-12"));
     }
 
     #[test]

@@ -6,14 +6,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use twinkey_contract::offer::{Offer, OfferError};
 use twinkey_contract::report::Report;
-use twinkey_contract::{Fingerprint, KeySlot};
+use twinkey_contract::{Fingerprint, Identity, KeySlot};
 use twinkey_sas::Key;
 
-/// A device identity. What is not named here is kept and sent back as it came: a PUT replaces the whole identity.
+/// A device's or module's identity. What is not named here is kept and sent back as it came: a PUT replaces the whole identity.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Device {
     pub(crate) device_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) module_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) etag: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,11 +68,69 @@ pub(crate) struct KeyPair {
     pub(crate) secondary: Key,
 }
 
-/// A device twin, as far as it concerns the renewal of keys.
+/// A twin, as far as it concerns the renewal of keys, as `/twins` and queries show it.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Twin {
+    pub(crate) device_id: String,
+    #[serde(default)]
+    pub(crate) module_id: Option<String>,
     pub(crate) etag: String,
+    /// The device's; modules have none.
+    #[serde(default)]
+    pub(crate) status: Option<String>,
+    #[serde(default)]
+    pub(crate) connection_state: Option<String>,
+    /// RFC 3339; `0001-01-01T00:00:00Z` if it never was.
+    #[serde(default)]
+    pub(crate) last_activity_time: Option<String>,
+    #[serde(default)]
+    pub(crate) tags: Value,
     pub(crate) properties: Properties,
+}
+
+/// A page of a query's result.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) items: Vec<Value>,
+    /// Where the next page begins, if there is one.
+    pub(crate) continuation: Option<String>,
+}
+
+/// What came of `/devices/keys/regenerate`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Regenerated {
+    pub(crate) rotated_keys: Vec<RotatedKeys>,
+    #[serde(default)]
+    pub(crate) errors: Vec<RegenerateError>,
+}
+
+/// Both keys of an identity, one of them new.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RotatedKeys {
+    id: String,
+    #[serde(default)]
+    module_id: Option<String>,
+    #[serde(default)]
+    primary_key: RegistryKey,
+    #[serde(default)]
+    secondary_key: RegistryKey,
+}
+
+/// Why an identity got no key.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RegenerateError {
+    id: String,
+    #[serde(default)]
+    module_id: Option<String>,
+    /// A word, or a number.
+    #[serde(default)]
+    pub(crate) error_code: Value,
+    #[serde(default, alias = "errorStatus")]
+    pub(crate) error_message: Option<String>,
 }
 
 /// Both halves of a twin.
@@ -82,7 +142,34 @@ pub(crate) struct Properties {
     pub(crate) reported: Value,
 }
 
+impl RotatedKeys {
+    pub(crate) fn is_of(&self, identity: &Identity) -> bool {
+        self.id == identity.device_id && self.module_id == identity.module_id
+    }
+
+    /// `None` if one is no key.
+    pub(crate) fn keys(&self) -> Option<KeyPair> {
+        match (&self.primary_key, &self.secondary_key) {
+            (RegistryKey::Key(primary), RegistryKey::Key(secondary)) => {
+                Some(KeyPair { primary: primary.clone(), secondary: secondary.clone() })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl RegenerateError {
+    pub(crate) fn is_of(&self, identity: &Identity) -> bool {
+        self.id == identity.device_id && self.module_id == identity.module_id
+    }
+}
+
 impl Device {
+    /// Whose it is, as the hub wrote it.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { device_id: self.device_id.clone(), module_id: self.module_id.clone() }
+    }
+
     /// Both keys; `None` unless the device authenticates by keys and both can be read.
     pub(crate) fn keys(&self) -> Option<KeyPair> {
         let SymmetricKey { primary_key, secondary_key } = self.authentication.symmetric_key.as_ref()?;
@@ -147,6 +234,19 @@ impl KeyPair {
 }
 
 impl Twin {
+    /// Whose it is, as the hub wrote it.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { device_id: self.device_id.clone(), module_id: self.module_id.clone() }
+    }
+
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.status.as_deref().is_none_or(|status| status.eq_ignore_ascii_case("enabled"))
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection_state.as_deref().is_some_and(|state| state.eq_ignore_ascii_case("connected"))
+    }
+
     /// The agent's section of the reported properties, where there is one.
     pub(crate) fn report(&self) -> Result<Option<Report>, String> {
         Report::read(&self.properties.reported)

@@ -36,6 +36,8 @@ pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) error_code: Option<String>,
     pub(crate) retry_after: Option<Duration>,
+    /// Where the next page of a query begins.
+    pub(crate) continuation: Option<String>,
     pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
@@ -102,8 +104,9 @@ impl Transport {
         let error_code = header("iothub-errorcode");
         let retry_after =
             header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let continuation = header("x-ms-continuation").filter(|text| !text.is_empty());
         let body = read_bounded(response, &call).await?;
-        Ok(Answer { status, error_code, retry_after, body })
+        Ok(Answer { status, error_code, retry_after, continuation, body })
     }
 }
 

@@ -29,7 +29,7 @@ const ERASE_ATTEMPTS_MAX: u32 = 5;
 /// What to do with one device.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
-    pub(crate) device_id: String,
+    pub(crate) identity: Identity,
     pub(crate) key_type: KeyType,
     pub(crate) is_forced: bool,
     pub(crate) delivers: bool,
@@ -121,11 +121,10 @@ impl From<HubError> for Stop {
 
 /// Renews as `job` says.
 pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Trace) -> Result<Ending, Stop> {
-    let id = job.device_id.as_str();
-    let identity = Identity::new(id, None).map_err(|e| Failure::usage(e.to_string()))?;
+    let identity = &job.identity;
     let mut attempt = 1;
     let Offering { keys, slots, report } = *loop {
-        match prepare(hub, job, &identity, watch, trace).await? {
+        match prepare(hub, job, identity, watch, trace).await? {
             Prepared::Ended(ending) => return Ok(ending),
             Prepared::Offering(offering) => break offering,
             Prepared::Stale(why) if attempt >= PLAN_ATTEMPTS_MAX => return Err(why.into()),
@@ -133,7 +132,7 @@ pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Tr
         }
         attempt += 1;
     };
-    let expected = Expected { identity: &identity, keys: &keys, slots, active: requested_slot(job.key_type) };
+    let expected = Expected { identity, keys: &keys, slots, active: requested_slot(job.key_type) };
     let rotation = make_offer(hub, job, &expected, report.as_ref(), watch).await?;
     trace.rotation = Some(rotation);
     let proved = proof::wait(hub, job, &expected, rotation, watch).await?;
@@ -141,7 +140,7 @@ pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Tr
     trace.after = Some(proved.keys);
     trace.lives_in = Some(proved.active);
     watch(Event::Step("erasing the offer"));
-    erase(hub, id, rotation, proved.twin).await?;
+    erase(hub, identity, rotation, proved.twin).await?;
     Ok(if job.key_type == KeyType::Swap { Ending::Swapped } else { Ending::Renewed })
 }
 
@@ -177,7 +176,7 @@ async fn prepare(
     watch: Watch<'_>,
     trace: &mut Trace,
 ) -> Result<Prepared, Stop> {
-    let id = job.device_id.as_str();
+    let id = identity;
     watch(Event::Step("reading identity and twin"));
     let device = hub.device(id).await?;
     if job.etag.as_ref().is_some_and(|etag| device.etag.as_deref() != Some(etag.trim_matches('"'))) {
@@ -264,12 +263,17 @@ pub(crate) async fn put_offer(
             KeySlot::Secondary => offer.secondary = Some(offered),
         }
     }
-    hub.patch_desired(&identity.device_id, &offer.to_patch(), None).await?;
+    hub.patch_desired(identity, &offer.to_patch(), None).await?;
     Ok(rotation)
 }
 
 /// Erases the offer of `rotation`, and no newer one: `twin` is where it was seen last.
-pub(crate) async fn erase(hub: &Hub, id: &str, rotation: RotationId, mut twin: Twin) -> Result<(), Failure> {
+pub(crate) async fn erase(
+    hub: &Hub,
+    id: &Identity,
+    rotation: RotationId,
+    mut twin: Twin,
+) -> Result<(), Failure> {
     for _ in 0..ERASE_ATTEMPTS_MAX {
         if !stands(&twin, rotation) {
             return Ok(());
@@ -300,7 +304,7 @@ pub(crate) fn new_key() -> Result<Key, Failure> {
 }
 
 pub(super) fn readable_keys(device: &Device) -> Result<KeyPair, Failure> {
-    let id = &device.device_id;
+    let id = &device.identity();
     let keys = device.keys().ok_or_else(|| {
         let kind = device.authentication.kind.as_deref().unwrap_or("none");
         let slots = device
@@ -361,7 +365,7 @@ async fn change_registry(
         Change::Swap => before.swapped(),
     };
     watch(Event::Step("changing the keys in the registry"));
-    let id = device.device_id.clone();
+    let id = device.identity();
     let Some(etag) = device.etag.clone() else {
         return Err(Failure::failed(format!(
             "the hub shows no etag of {id}, without which its keys can't be replaced safely"
@@ -389,7 +393,7 @@ async fn change_registry(
     }
 }
 
-fn changed_by_somebody(id: &str) -> Failure {
+fn changed_by_somebody(id: &Identity) -> Failure {
     Failure::failed(format!("the keys of {id} changed under our hands: somebody else renews them too"))
         .next("find out who it is; then run the same command again, which looks first")
 }
@@ -411,7 +415,7 @@ async fn make_offer(
         check_mark(*slot, expected.keys.of(*slot)).map_err(|wrong| {
             Failure::failed(format!(
                 "the registry's {slot} key of {} is not delivered: {wrong}",
-                job.device_id
+                job.identity
             ))
             .next("regenerate it with --no-deliver, then deliver it by a second run")
         })?;

@@ -16,8 +16,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use twinkey_contract::KeySlot;
 use twinkey_contract::report::Reason;
+use twinkey_contract::{Identity, KeySlot};
 
 use crate::cli::{KeyType, RenewKeyArgs};
 use crate::confirm::confirm;
@@ -125,7 +125,7 @@ async fn renew_all(hub: &Arc<Hub>, args: &RenewKeyArgs, ids: &[String], progress
     let turns = Arc::new(Semaphore::new(DEVICES_AT_ONCE));
     let start = |id: &String| {
         let job = Job {
-            device_id: id.clone(),
+            identity: Identity { device_id: id.clone(), module_id: None },
             key_type: args.key_type,
             is_forced: args.force_dark.contains(id),
             delivers: !args.no_deliver,
@@ -152,7 +152,7 @@ async fn renew_one(hub: Arc<Hub>, job: Job, turns: Arc<Semaphore>, progress: Pro
     let _turn = turns.acquire().await;
     let started = Instant::now();
     let mut trace = Trace::default();
-    let watch = |event: Event| progress.tell(&job.device_id, event);
+    let watch = |event: Event| progress.tell(&job.identity.to_string(), event);
     let result = device::renew(&hub, &job, &watch, &mut trace).await;
     let outcome = outcome(&job, result, &trace, started.elapsed());
     progress.done(&outcome);
@@ -169,7 +169,7 @@ fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Dura
         Ok(Ending::Undelivered(left)) => (Word::Undelivered, None, Some(explain(left).to_owned())),
         Err(Stop::Refused(refusal)) => {
             let message =
-                format!("{refusal}; {}, or force it with --force-dark {}", refusal.advice(), job.device_id);
+                format!("{refusal}; {}, or force it with --force-dark {}", refusal.advice(), job.identity);
             (Word::Refused, Some(refusal.code().to_owned()), Some(message))
         }
         Err(Stop::Rejected { status, reason }) => {
@@ -205,7 +205,7 @@ fn outcome(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Dura
         }
     };
     Outcome {
-        device_id: job.device_id.clone(),
+        device_id: job.identity.to_string(),
         key_type: key_type_name(job.key_type),
         outcome,
         reason,

@@ -56,7 +56,7 @@ pub(super) async fn wait(
         }
         sleep(pause.min(left)).await;
         pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
-        let Ok(look) = timeout_at(deadline + LAST_LOOK_MAX, hub.twin(&job.device_id)).await else {
+        let Ok(look) = timeout_at(deadline + LAST_LOOK_MAX, hub.twin(&job.identity)).await else {
             return Err(Stop::Unanswered { last });
         };
         let twin = match look {
@@ -77,7 +77,7 @@ pub(super) async fn wait(
                 return Ok(Proved { twin, rotation, keys: expected.keys.clone(), active });
             }
             Some(Judgement::Rejected { status, reason }) => {
-                erase(hub, &job.device_id, rotation, twin).await?;
+                erase(hub, &job.identity, rotation, twin).await?;
                 return Err(Stop::Rejected { status, reason });
             }
         }
@@ -96,7 +96,7 @@ async fn superseded(
     report: Option<&Report>,
     twin: Twin,
 ) -> Result<Proved, Stop> {
-    let keys = readable_keys(&hub.device(&job.device_id).await?)?;
+    let keys = readable_keys(&hub.device(&job.identity).await?)?;
     let proof = report.and_then(|report| {
         let rotation = report.rotation?;
         let active = find_slot(report, rotation, &Expected { keys: &keys, ..*expected }).ok()?;
