@@ -59,6 +59,9 @@ Examples:
     /// Look after device identities and renew their keys.
     #[command(subcommand)]
     DeviceIdentity(DeviceIdentity),
+    /// Look after module identities and renew their keys.
+    #[command(subcommand)]
+    ModuleIdentity(ModuleIdentity),
     /// Make a SAS token from a key.
     #[command(after_help = "\
 Examples:
@@ -108,15 +111,29 @@ there, seal it for the agent and offer it in the twin, wait for the agent's proo
 stop at any point and to run the same command again: an unfinished renewal is finished, not begun anew.
 What could cut a device off (the slot in use, both slots, a device that does not answer) is refused with exit code 3.
 
-New keys are made here, of this computer's random numbers, and written under the etag that was read before: the hub's
-own regeneration knows no etag, so that two renewals at once could destroy the key that a device has just moved to.
+The hub makes the new keys, up to a hundred in one call. That call knows no etag, so a lease in the twin's tags keeps other
+runs away from the device meanwhile. With --key-source local, keys are made here, of this computer's random numbers, and
+written under the etag that was read before.
 
 Examples:
   twinkey device-identity renew-key -d pump-7 --key-type secondary --login hub.txt
+  twinkey device-identity renew-key -d '*' --key-type secondary --dry-run --login hub.txt
   twinkey device-identity renew-key -d pump-7 pump-8 pump-9 --key-type primary --yes --output json --login hub.txt
   twinkey device-identity renew-key -d pump-7 --key-type swap --yes --login hub.txt
   twinkey device-identity renew-key -d pump-7 --key-type both --force-dark pump-7 --login hub.txt")]
-    RenewKey(RenewKeyArgs),
+    RenewKey(RenewDeviceKeyArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModuleIdentity {
+    /// Renew a key of modules, hand it to them, and wait until they have proved that they live on it.
+    #[command(after_help = "\
+As device-identity renew-key does it; a module that has no agent of its own is refused.
+
+Examples:
+  twinkey module-identity renew-key -d pump-7 -m meter --key-type secondary --login hub.txt
+  twinkey module-identity renew-key -d pump-7 -m '*' --key-type primary --yes --login hub.txt")]
+    RenewKey(RenewModuleKeyArgs),
 }
 
 /// How to reach a hub.
@@ -290,28 +307,70 @@ pub(crate) enum KeyType {
     Swap,
 }
 
+/// Who makes new keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeySource {
+    /// The hub: the key never was on this computer's disk or in its random numbers. A lease in the twin's tags keeps other runs
+    /// away meanwhile.
+    #[default]
+    Service,
+    /// This computer, from its random numbers, written under the etag that was read before.
+    Local,
+}
+
 #[derive(Debug, Args)]
-pub(crate) struct RenewKeyArgs {
+pub(crate) struct RenewDeviceKeyArgs {
     #[command(flatten)]
     pub(crate) hub: HubArgs,
-    /// The devices.
+    /// The devices; `*` stands for all that authenticate by symmetric keys.
     #[arg(long, short, value_name = "ID", required = true, num_args = 1.., value_parser = parse_device_id)]
     pub(crate) device_id: Vec<String>,
+    /// Their modules' keys as well.
+    #[arg(long, alias = "im")]
+    pub(crate) include_modules: bool,
+    #[command(flatten)]
+    pub(crate) renew: RenewArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenewModuleKeyArgs {
+    #[command(flatten)]
+    pub(crate) hub: HubArgs,
+    /// The device.
+    #[arg(long, short, value_name = "ID", value_parser = parse_device_id)]
+    pub(crate) device_id: String,
+    /// Its modules; `*` stands for all that authenticate by symmetric keys.
+    #[arg(long, short, value_name = "ID", required = true, num_args = 1.., value_parser = parse_device_id)]
+    pub(crate) module_id: Vec<String>,
+    #[command(flatten)]
+    pub(crate) renew: RenewArgs,
+}
+
+/// How keys are renewed.
+#[derive(Debug, Args)]
+pub(crate) struct RenewArgs {
     /// What to renew.
     #[arg(long, alias = "kt", value_enum)]
     pub(crate) key_type: KeyType,
-    /// Only if the identity still has this etag; one device at a time.
+    /// Who makes the new keys.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) key_source: KeySource,
+    /// Only if the identity still has this etag; one at a time. The key is then made here: the hub's own regeneration knows no
+    /// etag.
     #[arg(long, short)]
     pub(crate) etag: Option<String>,
     /// Do not ask.
     #[arg(long, short)]
     pub(crate) yes: bool,
-    /// Renew in the registry only. A later run without this flag delivers the key, or makes another one first if the
-    /// agent has not reported both of its keys.
+    /// Say what would be done to whom and what it costs, and change nothing. Exit code 3 if something would be refused.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Renew in the registry only, as az does. A later run without this flag delivers the key, or makes another one first if
+    /// the agent has not reported both of its keys.
     #[arg(long)]
     pub(crate) no_deliver: bool,
-    /// Go on with these devices although they may go dark.
-    #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_device_id)]
+    /// Go on with these (DEVICE or DEVICE/MODULE) although they may go dark.
+    #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name)]
     pub(crate) force_dark: Vec<String>,
     /// How long to wait for each device's proof.
     #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = parse_wait)]
@@ -370,6 +429,11 @@ fn parse_fault(text: &str) -> Result<(String, serde_json::Value), String> {
     let (field, value) = text.split_once('=').ok_or("write it FIELD=VALUE, for instance muteConnack=true")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
     Ok((field.to_owned(), value))
+}
+
+/// `device` or `device/module`.
+fn parse_name(text: &str) -> Result<String, String> {
+    text.parse::<Identity>().map(|identity| identity.to_string()).map_err(|e| e.to_string())
 }
 
 fn parse_device_id(text: &str) -> Result<String, String> {

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, DeviceIdentity};
+use cli::{Cli, Command, DeviceIdentity, ModuleIdentity};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
@@ -40,7 +40,8 @@ fn main() -> ExitCode {
         Command::DeviceIdentity(DeviceIdentity::ConnectionString(args)) => {
             block_on(identities::connection_string(&args, format))
         }
-        Command::DeviceIdentity(DeviceIdentity::RenewKey(args)) => block_on(renew::run(args, format)),
+        Command::DeviceIdentity(DeviceIdentity::RenewKey(args)) => block_on(renew::devices(args, format)),
+        Command::ModuleIdentity(ModuleIdentity::RenewKey(args)) => block_on(renew::modules(args, format)),
     };
     match result {
         Ok(exit) => exit.into(),

@@ -12,14 +12,23 @@ use twinkey_contract::report::Status;
 use twinkey_contract::{Fingerprint, KeySlot, RotationId};
 use twinkey_sas::identifiable::{Mark, Purpose, inspect};
 
-/// The one way to change keys in the registry.
+/// How an operator changes the keys in the registry that it has made.
 const CHANGE: &str = "PUT /devices/d1";
+/// How it has the hub make them.
+const ORDER: &str = "POST /devices/keys/regenerate";
 
-/// Runs renew-key on d1 with these flags, and checks what must hold for every run: no key in sight.
+/// Runs renew-key on d1 with these flags and keys made by the operator.
 fn renew(hub: &ScriptedHub, flags: &[&str]) -> (Output, Value, String) {
+    let flags: Vec<&str> = flags.iter().chain(&["--key-source", "local"]).copied().collect();
+    renew_devices(hub, &["d1"], &flags)
+}
+
+/// The same with keys made by the hub.
+fn renew_by_service(hub: &ScriptedHub, flags: &[&str]) -> (Output, Value, String) {
     renew_devices(hub, &["d1"], flags)
 }
 
+/// Runs renew-key, and checks what must hold for every run: no key in sight.
 fn renew_devices(hub: &ScriptedHub, ids: &[&str], flags: &[&str]) -> (Output, Value, String) {
     let fixed = ["device-identity", "renew-key", "--output", "json"];
     let args: Vec<&str> = fixed.iter().chain(&["--device-id"]).chain(ids).chain(flags).copied().collect();
@@ -518,4 +527,188 @@ fn contradictory_flags_are_usage_errors() {
     for (output, _, stderr) in [with_etag, with_stranger] {
         assert_eq!(exit(&output), 2, "{stderr}");
     }
+}
+
+/// The twin's patches, in order: which of lease and offer they concern.
+fn patches(hub: &ScriptedHub) -> Vec<(Value, Value)> {
+    hub.change(|state| {
+        let bodies = state.bodies.iter().filter(|(call, _)| call.starts_with("PATCH"));
+        let parts = |body: &Value| {
+            (body["tags"]["keyRenewal"].clone(), body["properties"]["desired"]["keyRenewal"].clone())
+        };
+        bodies.map(|(_, body)| parts(body)).collect()
+    })
+}
+
+#[test]
+fn the_hub_makes_the_key_under_a_lease_that_goes_with_the_offer() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!((hub.count(ORDER), hub.count(CHANGE)), (1, 0));
+    let patches = patches(&hub);
+    let [(lease, none), (untouched, offer), (released, erased)] = &patches[..] else { panic!("{patches:?}") };
+    assert!(
+        lease["lease"]["by"].is_string() && lease["lease"]["until"].is_u64() && none.is_null(),
+        "{lease}"
+    );
+    assert!(untouched.is_null() && offer["secondary"]["sealed"].is_string());
+    assert_eq!((released, erased), (&serde_json::json!({"lease": null}), &Value::Null));
+    // The lease is taken on the twin that was read, and before the order.
+    let calls = hub.change(|state| state.calls.clone());
+    let place = |what: &str| calls.iter().position(|call| call.starts_with(what)).unwrap();
+    assert!(place("PATCH") < place(ORDER), "{calls:?}");
+    let first =
+        hub.change(|state| state.if_matches.iter().find(|(call, _)| call.starts_with("PATCH")).cloned());
+    assert_eq!(first.unwrap().1, "\"1\"");
+    hub.device("d1", |d| assert_eq!(d.tags, serde_json::json!({"keyRenewal": {}})));
+}
+
+#[test]
+fn keys_that_were_made_count_whatever_the_answers_status() {
+    for status in [200, 207, 400] {
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        hub.answer_first(ORDER, Canned::Status(status));
+        let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+        assert_eq!(exit(&output), 0, "{status}: {stderr}");
+        assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+        assert_eq!(hub.count(ORDER), 1, "{status}");
+    }
+}
+
+#[test]
+fn a_lost_answer_to_an_order_costs_no_second_key() {
+    for canned in [Canned::CutAfterwards, Canned::Status(500)] {
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        hub.answer_first(ORDER, canned);
+        let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+        assert_eq!(exit(&output), 0, "{stderr}");
+        assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+        assert_eq!(hub.count(ORDER), 1);
+    }
+}
+
+#[test]
+fn an_order_that_the_hub_did_not_get_to_is_planned_anew() {
+    for canned in [Canned::Instead(429, "retry-after: 1\r\n", ""), Canned::Instead(503, "", "")] {
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        hub.answer_first(ORDER, canned);
+        let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+        assert_eq!(exit(&output), 0, "{stderr}");
+        assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+        assert_eq!(hub.count(ORDER), 2);
+    }
+}
+
+/// While an order waits, the device moves to the slot whose key it would replace.
+#[test]
+fn an_order_planned_anew_does_not_cost_the_key_in_use() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.answer_first(ORDER, Canned::Instead(429, "retry-after: 1\r\n", ""));
+    hub.answer_first(
+        "GET /twins/d1",
+        Canned::Meanwhile(|state| state.devices.get_mut("d1").unwrap().agent().active = KeySlot::Secondary),
+    );
+    let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 3, "{stderr}");
+    assert_eq!(json[0]["reason"].as_str(), Some("slot-in-use"));
+    hub.device("d1", |d| {
+        assert_eq!(base64(&d.keys[&KeySlot::Secondary]), base64(&key(2)), "it lives on it");
+        assert!(d.tags["keyRenewal"]["lease"].is_null(), "the lease is given up");
+    });
+}
+
+#[test]
+fn what_the_twin_says_when_the_lease_is_taken_decides() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    // Between reading and lease, the device has moved, which the twin's etag does not show.
+    hub.answer_first(
+        "PATCH",
+        Canned::Meanwhile(|state| state.devices.get_mut("d1").unwrap().agent().active = KeySlot::Secondary),
+    );
+    let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 3, "{stderr}");
+    assert_eq!(json[0]["reason"].as_str(), Some("slot-in-use"));
+    assert_eq!(hub.count(ORDER), 0);
+    hub.device("d1", |d| assert!(d.tags["keyRenewal"]["lease"].is_null(), "the lease is given up"));
+}
+
+#[test]
+fn another_operators_lease_stops_every_run_and_a_lease_that_has_ended_none() {
+    for (until, exit_code) in [(u64::MAX / 2, 1), (1, 0)] {
+        for source in ["service", "local"] {
+            let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+            let lease = serde_json::json!({"by": "somebody-1-2", "until": until});
+            hub.device("d1", |d| d.tags = serde_json::json!({"keyRenewal": {"lease": lease}}));
+            let flags = ["--key-type", "secondary", "--yes", "--key-source", source];
+            let (output, json, stderr) = renew_devices(&hub, &["d1"], &flags);
+            assert_eq!(exit(&output), exit_code, "{source} {until}: {stderr}");
+            if exit_code == 1 {
+                assert_eq!(json[0]["outcome"].as_str(), Some("busy"));
+                assert!(stderr.contains("somebody-1-2"), "{stderr}");
+                assert_eq!((hub.count(ORDER), hub.count("PUT"), hub.count("PATCH")), (0, 0, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hub_that_makes_no_key_is_quoted() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let body = r#"{"policyKey":"secondaryKey","rotatedKeys":[],"errors":[{"id":"d1","errorCode":"EnforceDeviceHISCompliantKey","errorStatus":"no"}]}"#;
+    hub.answer_first(ORDER, Canned::Instead(400, "", body));
+    let (output, _, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 1);
+    assert!(stderr.contains("EnforceDeviceHISCompliantKey: no"), "{stderr}");
+    hub.device("d1", |d| assert!(d.tags["keyRenewal"]["lease"].is_null() && d.offer().is_none()));
+}
+
+#[test]
+fn a_device_that_is_deleted_on_the_way_is_gone() {
+    for call in ["GET /devices/d1", "GET /twins/d1", "PATCH", ORDER] {
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        hub.answer_first(call, Canned::Meanwhile(|state| drop(state.devices.remove("d1"))));
+        let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+        assert_eq!(exit(&output), 1, "{call}: {stderr}");
+        assert_eq!(json[0]["outcome"].as_str(), Some("gone"), "{call}: {stderr}");
+    }
+}
+
+#[test]
+fn many_devices_share_orders_and_looks() {
+    const DEVICES: usize = 20;
+    let ids: Vec<&'static str> = (0..DEVICES).map(|n| &*format!("d{n:02}").leak()).collect();
+    let hub = ScriptedHub::start(ids.iter().map(|id| (*id, Device::with_agent())));
+    let (output, json, stderr) = renew_devices(&hub, &ids, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert!(json.as_array().unwrap().iter().all(|row| row["outcome"] == "renewed"));
+    for id in &ids {
+        hub.device(id, |d| {
+            assert!(d.offer().is_none());
+            assert_eq!(d.agent().active, KeySlot::Secondary);
+        });
+    }
+    assert!(hub.count(ORDER) < DEVICES, "{} orders", hub.count(ORDER));
+    // The last few may be read one by one.
+    assert!(hub.count("GET /twins/") < DEVICES && hub.count("POST /devices/query") > 0);
+    assert_eq!((hub.count("GET /devices/"), hub.count("PATCH")), (DEVICES, 3 * DEVICES));
+}
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
+    let hub = ScriptedHub::start([
+        ("d1", Device::with_agent()),
+        ("d2", Device { is_connected: false, ..Device::with_agent() }),
+    ]);
+    let flags = ["--key-type", "secondary", "--dry-run"];
+    let (output, json, stderr) = renew_devices(&hub, &["d1", "d2"], &flags);
+    assert_eq!(exit(&output), 3, "{stderr}");
+    assert_eq!((json[0]["action"].as_str(), json[0]["calls"]["registry"].as_u64()), (Some("renew"), Some(2)));
+    assert_eq!(json[0]["calls"]["twinUpdates"].as_u64(), Some(3));
+    assert_eq!(
+        (json[1]["action"].as_str(), json[1]["reason"].as_str()),
+        (Some("refuse"), Some("not-connected"))
+    );
+    assert!(hub.change(|state| state.calls.iter().all(|call| call.starts_with("GET "))));
 }

@@ -10,11 +10,12 @@ use twinkey_contract::report::{Report, Status};
 use super::gaps::{Messages, compare};
 use super::narrator::Narrator;
 use super::observer::Connections;
-use super::world::{DEVICE_ID, World};
-use crate::cli::KeyType;
+use super::world::World;
+use crate::cli::{KeySource, KeyType};
 use crate::failure::Failure;
 use crate::hub::KeyPair;
-use crate::renew::device::{Ending, Event, Job, Stop, Trace, erase, new_key, put_offer, renew};
+use crate::renew::device::{Ending, Event, Job, Stop, Trace, erase, put_offer, renew};
+use crate::renew::new_key;
 
 /// Longest wait for a device's proof.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
@@ -111,11 +112,15 @@ impl Teller<'_> {
         let job = Job {
             identity: self.world.identity.clone(),
             key_type,
+            key_source: KeySource::Service,
+            replaces: None,
             is_forced: false,
             delivers: true,
             is_plain: false,
             etag: None,
             timeout: PROOF_TIMEOUT,
+            is_continued: false,
+            mark: None,
         };
         let mut trace = Trace::default();
         let narrator = self.narrator;
@@ -123,15 +128,14 @@ impl Teller<'_> {
             Event::Step(step) => narrator.pulse(step.to_owned()),
             Event::Note(text) => narrator.say(&text),
         };
-        let ending = renew(&self.world.hub, &job, &watch, &mut trace).await.map_err(explain)?;
+        let ending = renew(&self.world.renewer, &job, &watch, &mut trace).await.map_err(explain)?;
         let moves = moves(&trace);
         match ending {
             Ending::Renewed if moves.is_empty() => {
                 narrator.say("the registry's key is sealed, offered, proved; the offer is erased")
             }
-            Ending::Renewed => {
-                narrator.say(&format!("{moves}: made here, sealed, offered, proved; the offer is erased"))
-            }
+            Ending::Renewed => narrator
+                .say(&format!("{moves}: made by the hub, sealed, offered, proved; the offer is erased")),
             Ending::Swapped => {
                 narrator.say("no new key, nothing to connect for: the agent only changes the labels")
             }
@@ -149,7 +153,8 @@ impl Teller<'_> {
         let from_ms = self.now_ms().await?;
         let (report, slot) = self.unused_slot().await?;
         let key = new_key()?;
-        let rotation = put_offer(&world.hub, &world.identity, &[(slot, &key)], report.seal_to).await?;
+        let rotation =
+            put_offer(&world.hub, &world.identity, &[(slot, &key)], report.seal_to).await.map_err(explain)?;
         let is_over =
             |report: &Report| report.rotation == Some(rotation) && report.status == Status::Rejected;
         let rejected = world.until_report("the agent's rejection of the key", is_over).await?;
@@ -300,6 +305,7 @@ fn explain(stop: Stop) -> Failure {
         )),
         Stop::Superseded { .. } => Failure::failed("somebody else's offer took the place of this one"),
         Stop::Unanswered { last } => Failure::failed(format!("no proof in time; the device said: {last}")),
-        Stop::Failed(failure) => failure,
+        Stop::Busy { by, .. } => Failure::failed(format!("somebody else renews its keys: {by}")),
+        Stop::Gone(failure) | Stop::Failed(failure) => failure,
     }
 }

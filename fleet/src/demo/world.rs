@@ -3,6 +3,7 @@
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -19,6 +20,7 @@ use super::traffic::Traffic;
 use crate::emulate::temporary_dir;
 use crate::failure::{Failure, chain};
 use crate::hub::{CaFile, Hub, HubError};
+use crate::renew::renewer::Renewer;
 use crate::secrets;
 
 /// The gateway of the story.
@@ -35,7 +37,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 const SOCKET_PATH_LEN_MAX: usize = 107;
 
 pub(crate) struct World {
-    pub(crate) hub: Hub,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) renewer: Renewer,
     pub(crate) observer: Observer,
     pub(crate) identity: Identity,
     pub(crate) agent: AgentProcess,
@@ -76,7 +79,9 @@ impl World {
 
         let login = ServiceConnectionString::parse(&ready.service_connection_string);
         let login = login.map_err(|e| Failure::failed(format!("the hub's own login: {}", chain(&e))))?;
-        let hub = Hub::new(&login, Some(CaFile { path: &ready.ca_file, named_by: "the hub's CA" }))?;
+        let hub =
+            Arc::new(Hub::new(&login, Some(CaFile { path: &ready.ca_file, named_by: "the hub's CA" }))?);
+        let renewer = Renewer::new(hub.clone(), 1);
         let observer = Observer::new(&ready.https, &ready.ca_file, DEVICE_ID)?;
         let identity = Identity::new(DEVICE_ID, None).map_err(|e| Failure::failed(e.to_string()))?;
         let device = hub.create_device(&identity, true).await?;
@@ -104,7 +109,7 @@ impl World {
             traffic = connect_traffic(&socket) => traffic?,
             death = agent.died() => return Err(death),
         };
-        Ok(Self { hub, observer, identity, agent, traffic, paths, emulator, _dir: dir })
+        Ok(Self { hub, renewer, observer, identity, agent, traffic, paths, emulator, _dir: dir })
     }
 
     /// Ends telemetry, agent and hub, in this order.

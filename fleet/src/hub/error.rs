@@ -147,9 +147,15 @@ impl HubError {
     }
 }
 
+impl From<&HubError> for Failure {
+    fn from(error: &HubError) -> Self {
+        Self::failed(chain(error)).next(error.advice())
+    }
+}
+
 impl From<HubError> for Failure {
     fn from(error: HubError) -> Self {
-        Self::failed(chain(&error)).next(error.advice())
+        Self::from(&error)
     }
 }
 

@@ -128,9 +128,9 @@ pub(crate) struct RegenerateError {
     module_id: Option<String>,
     /// A word, or a number.
     #[serde(default)]
-    pub(crate) error_code: Value,
-    #[serde(default, alias = "errorStatus")]
-    pub(crate) error_message: Option<String>,
+    error_code: Value,
+    #[serde(default, alias = "errorMessage")]
+    error_status: Option<String>,
 }
 
 /// Both halves of a twin.
@@ -159,8 +159,21 @@ impl RotatedKeys {
 }
 
 impl RegenerateError {
+    /// Whether the hub has no such identity.
+    pub(crate) fn is_about_absence(&self) -> bool {
+        self.error_code.as_str().is_some_and(|code| code.ends_with("NotFound"))
+    }
+
     pub(crate) fn is_of(&self, identity: &Identity) -> bool {
         self.id == identity.device_id && self.module_id == identity.module_id
+    }
+}
+
+impl fmt::Display for RegenerateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = self.error_code.as_str().map_or_else(|| self.error_code.to_string(), str::to_owned);
+        write!(f, "the hub makes no key: {code}")?;
+        self.error_status.as_ref().map_or(Ok(()), |text| write!(f, ": {text}"))
     }
 }
 

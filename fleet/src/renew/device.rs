@@ -5,24 +5,28 @@
 
 use std::time::Duration;
 
+use serde_json::{Map, Value, json};
 use tokio::time::sleep;
-use twinkey_contract::offer::{Offer, OfferedKey, check_mark};
+use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::sealing::{Binding, SealingPublicKey};
-use twinkey_contract::{Identity, KeySlot, RotationId};
+use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId};
 use twinkey_sas::Key;
-use twinkey_sas::identifiable::{Purpose, stamp};
-use zeroize::Zeroizing;
 
+use super::change::{Changed, change_registry, lint, readable_keys};
+use super::lease;
 use super::plan::{self, Change, Facts, Plan, Refusal, Request, Slots, Standing};
-use super::proof::{self, Expected};
-use crate::cli::KeyType;
+use super::proof::{self, Answered, Expected};
+use super::renewer::{Hold, Known, Renewer};
+use crate::cli::{KeySource, KeyType};
 use crate::clock::unix_now_millis;
 use crate::failure::Failure;
-use crate::hub::{Device, Hub, HubError, KeyPair, RegistryKey, Twin};
+use crate::hub::{Hub, HubError, KeyPair, Twin};
 
-/// Most plans for one device while its identity changes under our hands or the hub throttles: after that a person should look.
+/// Most plans for one device while its identity changes under our hands: after that a person should look.
 const PLAN_ATTEMPTS_MAX: u32 = 3;
+/// Most plans for one device while the hub asks for patience.
+const PATIENCE_MAX: u32 = 10;
 /// Most attempts to erase an offer while the twin changes under our hands.
 const ERASE_ATTEMPTS_MAX: u32 = 5;
 
@@ -31,6 +35,10 @@ const ERASE_ATTEMPTS_MAX: u32 = 5;
 pub(crate) struct Job {
     pub(crate) identity: Identity,
     pub(crate) key_type: KeyType,
+    pub(crate) key_source: KeySource,
+    /// The key that the slot had when the renewal was begun. If the registry shows another one, that is the new key, and it
+    /// is only handed over.
+    pub(crate) replaces: Option<Fingerprint>,
     pub(crate) is_forced: bool,
     pub(crate) delivers: bool,
     /// Offer keys unsealed.
@@ -39,6 +47,18 @@ pub(crate) struct Job {
     pub(crate) etag: Option<String>,
     /// Longest wait for the device's proof.
     pub(crate) timeout: Duration,
+    /// Whether the other slot is renewed at once: its offer takes the place of this one.
+    pub(crate) is_continued: bool,
+    /// The rollout that it belongs to, for the twin's tags.
+    pub(crate) mark: Option<Mark>,
+}
+
+/// What a rollout leaves in a twin's tags, so that it can be followed there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) rollout: String,
+    /// Whether the device is done with.
+    pub(crate) is_done: bool,
 }
 
 /// What is going on, for whoever watches.
@@ -91,6 +111,14 @@ pub(crate) enum Undelivered {
 pub(crate) enum Stop {
     /// Nothing was changed.
     Refused(Refusal),
+    /// Another operator is at it. Nothing was changed.
+    Busy {
+        by: String,
+        /// How long its lease lasts if it is not made longer.
+        left: Duration,
+    },
+    /// The hub has no such device any more.
+    Gone(Failure),
     /// The device did not take the key; it lives on the one it had.
     Rejected {
         status: Status,
@@ -115,33 +143,112 @@ impl From<Failure> for Stop {
 
 impl From<HubError> for Stop {
     fn from(error: HubError) -> Self {
-        Self::Failed(error.into())
+        if error.status() == Some(404) { Self::Gone(error.into()) } else { Self::Failed(error.into()) }
     }
 }
 
 /// Renews as `job` says.
-pub(crate) async fn renew(hub: &Hub, job: &Job, watch: Watch<'_>, trace: &mut Trace) -> Result<Ending, Stop> {
-    let identity = &job.identity;
-    let mut attempt = 1;
-    let Offering { keys, slots, report } = *loop {
-        match prepare(hub, job, identity, watch, trace).await? {
+pub(crate) async fn renew(
+    renewer: &Renewer,
+    job: &Job,
+    watch: Watch<'_>,
+    trace: &mut Trace,
+) -> Result<Ending, Stop> {
+    let (known, mut hold) = match renewer.take_carried(&job.identity) {
+        Some((known, hold)) => (Some(known), hold),
+        None => (None, Hold::default()),
+    };
+    let result = attempt(renewer, job, known, &mut hold, watch, trace).await;
+    if hold.lease.is_some() || hold.offer.is_some() {
+        // It was not given up on the way: something went wrong. What can't be given up now ends by itself (the lease), or
+        // is erased by the next run (the offer).
+        if let Ok(twin) = renewer.hub.twin(&job.identity).await {
+            let _ = clear(&renewer.hub, &job.identity, twin, hold, &renewer.own, None).await;
+        }
+    }
+    result
+}
+
+async fn attempt(
+    renewer: &Renewer,
+    job: &Job,
+    mut known: Option<Known>,
+    hold: &mut Hold,
+    watch: Watch<'_>,
+    trace: &mut Trace,
+) -> Result<Ending, Stop> {
+    let (hub, identity) = (&*renewer.hub, &job.identity);
+    let (mut conflicts, mut pauses) = (1, 1);
+    let Offering { mut known, slots, report } = *loop {
+        let read = match known.take() {
+            Some(known) => known,
+            None => read(renewer, job, watch).await?,
+        };
+        match prepare(renewer, job, read, hold, watch, trace).await? {
             Prepared::Ended(ending) => return Ok(ending),
             Prepared::Offering(offering) => break offering,
-            Prepared::Stale(why) if attempt >= PLAN_ATTEMPTS_MAX => return Err(why.into()),
-            Prepared::Stale(why) => watch(Event::Note(format!("looking again: {}", why.what))),
+            Prepared::Stale { why, pause } => {
+                let attempts = if pause.is_zero() { &mut conflicts } else { &mut pauses };
+                let max = if pause.is_zero() { PLAN_ATTEMPTS_MAX } else { PATIENCE_MAX };
+                if *attempts >= max {
+                    return Err(why.into());
+                }
+                *attempts += 1;
+                watch(Event::Note(format!("looking again: {}", why.what)));
+                sleep(pause).await;
+            }
         }
-        attempt += 1;
     };
-    let expected = Expected { identity, keys: &keys, slots, active: requested_slot(job.key_type) };
-    let rotation = make_offer(hub, job, &expected, report.as_ref(), watch).await?;
+    let rotation = make_offer(hub, job, slots, &known.keys, report.as_ref(), watch).await?;
     trace.rotation = Some(rotation);
-    let proved = proof::wait(hub, job, &expected, rotation, watch).await?;
-    trace.rotation = Some(proved.rotation);
-    trace.after = Some(proved.keys);
-    trace.lives_in = Some(proved.active);
-    watch(Event::Step("erasing the offer"));
-    erase(hub, identity, rotation, proved.twin).await?;
+    // The earlier slot's offer is gone with this one's coming.
+    hold.offer = None;
+    let expected = Expected { identity, keys: &known.keys, slots, active: requested_slot(job.key_type) };
+    match proof::wait(renewer, job, &expected, rotation, watch).await? {
+        Answered::Proved(proved) => {
+            trace.rotation = Some(proved.rotation);
+            trace.lives_in = Some(proved.active);
+            trace.after = Some(proved.keys.clone());
+            hold.offer = Some(rotation);
+            (known.keys, known.twin, known.is_fresh) = (proved.keys, proved.twin, proved.is_fresh);
+        }
+        Answered::Rejected { twin, status, reason } => {
+            hold.offer = Some(rotation);
+            clear(hub, identity, *twin, std::mem::take(hold), &renewer.own, None).await?;
+            return Err(Stop::Rejected { status, reason });
+        }
+    }
+    if job.is_continued {
+        renewer.carry(known, std::mem::take(hold), job.mark.clone());
+    } else {
+        watch(Event::Step("erasing the offer"));
+        clear(hub, identity, known.twin, std::mem::take(hold), &renewer.own, job.mark.as_ref()).await?;
+    }
     Ok(if job.key_type == KeyType::Swap { Ending::Swapped } else { Ending::Renewed })
+}
+
+/// What would be done now. Nothing is changed.
+pub(super) async fn foresee(renewer: &Renewer, job: &Job) -> Result<Plan, Stop> {
+    let quiet = |_: Event| {};
+    let known = read(renewer, job, &quiet).await?;
+    lease::check(&job.identity, &known.twin, &renewer.own)?;
+    Ok(decide(job, &known, &quiet).plan)
+}
+
+async fn read(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<Known, Stop> {
+    watch(Event::Step("reading identity and twin"));
+    // The identity first: its etag shows what others do to the registry after this, and nothing shows what the device does.
+    let device = renewer.hub.device(&job.identity).await?;
+    let keys = readable_keys(&device)?;
+    // Where the lease's answer brings the newest twin anyway, an older one will do for a start.
+    let may_be_old = renewer.is_many && job.key_source == KeySource::Service;
+    let (twin, is_fresh) = if may_be_old {
+        let look = renewer.looks.watch(&job.identity).next().await?;
+        (look.twin, look.is_fresh)
+    } else {
+        (renewer.hub.twin(&job.identity).await?, true)
+    };
+    Ok(Known { device, keys, twin, is_fresh })
 }
 
 enum Prepared {
@@ -149,68 +256,66 @@ enum Prepared {
     /// The registry is as wished.
     Offering(Box<Offering>),
     /// Nothing was changed, and what was read may not be so any more.
-    Stale(Failure),
-}
-
-/// What came of a change in the registry.
-enum Changed {
-    /// The registry's keys now.
-    To(KeyPair),
-    /// As in [`Prepared`].
-    Stale(Failure),
+    Stale {
+        why: Failure,
+        pause: Duration,
+    },
 }
 
 /// What is to be offered.
 struct Offering {
-    /// The registry's keys.
-    keys: KeyPair,
+    known: Known,
     slots: Slots,
     report: Option<Report>,
 }
 
-/// Reads, decides and changes the registry.
+/// Decides and changes the registry.
 async fn prepare(
-    hub: &Hub,
+    renewer: &Renewer,
     job: &Job,
-    identity: &Identity,
+    mut known: Known,
+    hold: &mut Hold,
     watch: Watch<'_>,
     trace: &mut Trace,
 ) -> Result<Prepared, Stop> {
-    let id = identity;
-    watch(Event::Step("reading identity and twin"));
-    let device = hub.device(id).await?;
-    if job.etag.as_ref().is_some_and(|etag| device.etag.as_deref() != Some(etag.trim_matches('"'))) {
+    let id = &job.identity;
+    if job.etag.as_ref().is_some_and(|etag| known.device.etag.as_deref() != Some(etag.trim_matches('"'))) {
         let changed = Failure::failed(format!(
             "{id} has another etag than the given one: somebody changed it meanwhile"
         ));
         return Err(changed.next("look at it with device-identity show, then repeat with its etag").into());
     }
-    let keys = readable_keys(&device)?;
-    trace.before = Some(keys.clone());
-    let twin = hub.twin(id).await?;
-    let report = twin.report().unwrap_or_else(|why| {
-        watch(Event::Note(format!("the agent's report can't be read: {why}")));
-        None
-    });
-    let facts = Facts {
-        identity,
-        is_enabled: device.is_enabled(),
-        is_connected: device.is_connected(),
-        keys: &keys,
-        report: report.as_ref(),
-        standing: standing(&twin),
+    trace.before = Some(known.keys.clone());
+    let mut decision = decide(job, &known, watch);
+    if !known.is_fresh && !matches!(decision.plan, Plan::Renew { .. }) {
+        known.twin = renewer.hub.twin(id).await?;
+        known.is_fresh = true;
+        decision = decide(job, &known, watch);
+    }
+    let is_ordered = |plan: &Plan| match plan {
+        Plan::Renew { change: Change::Regenerate(_) | Change::RegenerateBoth, .. } => {
+            job.key_source == KeySource::Service && job.etag.is_none()
+        }
+        Plan::Renew { change: Change::Nothing | Change::Swap, .. }
+        | Plan::Refuse(_)
+        | Plan::Settle { .. } => false,
     };
-    // Without an agent nobody would ever open what is offered, and a key would lie in the twin for good.
-    let is_taken = report.is_some() || job.is_plain;
-    let request =
-        Request { key_type: job.key_type, is_forced: job.is_forced, delivers: job.delivers && is_taken };
-    let (change, slots) = match plan::plan(&facts, request) {
+    if is_ordered(&decision.plan) && !hold.lease.is_some_and(lease::Held::is_good) {
+        let (twin, lease) = lease::take(&renewer.hub, id, known.twin, &renewer.own).await?;
+        hold.lease = Some(lease);
+        (known.twin, known.is_fresh) = (twin, true);
+        decision = decide(job, &known, watch);
+    } else if matches!(decision.plan, Plan::Renew { .. }) {
+        lease::check(id, &known.twin, &renewer.own)?;
+    }
+    let (change, slots) = match decision.plan {
         Plan::Refuse(refusal) => return Err(Stop::Refused(refusal)),
         Plan::Settle { rotation } => {
-            trace.rotation = Some(rotation);
-            trace.lives_in = report.as_ref().and_then(|report| report.active);
-            trace.after = Some(keys);
-            erase(hub, id, rotation, twin).await?;
+            trace.rotation = rotation.or(decision.report.as_ref().and_then(|report| report.rotation));
+            trace.lives_in = decision.report.as_ref().and_then(|report| report.active);
+            trace.after = Some(known.keys);
+            let standing = Hold { offer: rotation.or(hold.offer), ..std::mem::take(hold) };
+            clear(&renewer.hub, id, known.twin, standing, &renewer.own, job.mark.as_ref()).await?;
             return Ok(Prepared::Ended(Ending::Settled));
         }
         Plan::Renew { change, offer, in_spite_of } => {
@@ -220,17 +325,24 @@ async fn prepare(
             (change, offer)
         }
     };
-    let now = match change_registry(hub, device, &keys, change, watch).await? {
-        Changed::To(now) => now,
-        Changed::Stale(why) => return Ok(Prepared::Stale(why)),
-    };
-    trace.after = Some(now.clone());
-    if slots != Slots::None {
-        return Ok(Prepared::Offering(Box::new(Offering { keys: now, slots, report })));
+    let lease = hold.lease.filter(|_| is_ordered(&decision.plan));
+    match change_registry(renewer, &mut known, change, lease, watch).await? {
+        Changed::Done => {}
+        Changed::Stale { why, pause } => return Ok(Prepared::Stale { why, pause }),
     }
-    let left = if is_taken {
-        let later = plan::plan(&Facts { keys: &now, ..facts }, Request { delivers: true, ..request });
-        match later {
+    trace.after = Some(known.keys.clone());
+    let report = decision.report;
+    if slots != Slots::None {
+        return Ok(Prepared::Offering(Box::new(Offering { known, slots, report })));
+    }
+    for slot in KeySlot::ALL {
+        if let Err(flaw) = lint(id, slot, known.keys.of(slot)) {
+            watch(Event::Note(flaw.what));
+        }
+    }
+    let left = if decision.is_taken {
+        let request = Request { delivers: true, ..decision.request };
+        match plan::plan(&facts(job, &known, report.as_ref()), request) {
             Plan::Renew { change: Change::Nothing, .. } => Undelivered::NextRunDelivers,
             Plan::Renew { .. } | Plan::Refuse(_) | Plan::Settle { .. } => Undelivered::NextRunChangesAgain,
         }
@@ -240,13 +352,53 @@ async fn prepare(
     Ok(Prepared::Ended(Ending::Undelivered(left)))
 }
 
+struct Decision {
+    plan: Plan,
+    report: Option<Report>,
+    request: Request,
+    /// Whether there is somebody to take an offer.
+    is_taken: bool,
+}
+
+fn decide(job: &Job, known: &Known, watch: Watch<'_>) -> Decision {
+    let report = known.twin.report().unwrap_or_else(|why| {
+        watch(Event::Note(format!("the agent's report can't be read: {why}")));
+        None
+    });
+    // Without an agent nobody would ever open what is offered, and a key would lie in the twin for good.
+    let is_taken = report.is_some() || job.is_plain;
+    let request = Request {
+        key_type: job.key_type,
+        replaces: job.replaces,
+        is_forced: job.is_forced,
+        delivers: job.delivers && is_taken,
+    };
+    let plan = plan::plan(&facts(job, known, report.as_ref()), request);
+    Decision { plan, report, request, is_taken }
+}
+
+fn facts<'a>(job: &'a Job, known: &'a Known, report: Option<&'a Report>) -> Facts<'a> {
+    // Of the two, the twin was read last, and again with the lease.
+    Facts {
+        identity: &job.identity,
+        is_enabled: known.device.is_enabled() && known.twin.is_enabled(),
+        is_connected: match &known.twin.connection_state {
+            Some(_) => known.twin.is_connected(),
+            None => known.device.is_connected(),
+        },
+        keys: &known.keys,
+        report,
+        standing: standing(&known.twin),
+    }
+}
+
 /// Puts an offer into the twin: sealed for the agent, or plain if there is no other way or it is so ordered.
 pub(crate) async fn put_offer(
     hub: &Hub,
     identity: &Identity,
     keys: &[(KeySlot, &Key)],
     seal_to: Option<SealingPublicKey>,
-) -> Result<RotationId, Failure> {
+) -> Result<RotationId, Stop> {
     let rotation = RotationId::generate(unix_now_millis()).map_err(|e| Failure::failed(e.to_string()))?;
     let mut offer = Offer { rotation, primary: None, secondary: None };
     for &(slot, key) in keys {
@@ -268,17 +420,40 @@ pub(crate) async fn put_offer(
 }
 
 /// Erases the offer of `rotation`, and no newer one: `twin` is where it was seen last.
-pub(crate) async fn erase(
+pub(crate) async fn erase(hub: &Hub, id: &Identity, rotation: RotationId, twin: Twin) -> Result<(), Failure> {
+    clear(hub, id, twin, Hold { lease: None, offer: Some(rotation) }, "", None).await
+}
+
+/// Takes out of the twin what a run has in it, in one change under the twin's etag, and leaves a mark where one is wanted.
+pub(super) async fn clear(
     hub: &Hub,
     id: &Identity,
-    rotation: RotationId,
     mut twin: Twin,
+    hold: Hold,
+    own: &str,
+    mark: Option<&Mark>,
 ) -> Result<(), Failure> {
     for _ in 0..ERASE_ATTEMPTS_MAX {
-        if !stands(&twin, rotation) {
+        let erases = hold.offer.is_some_and(|rotation| stands(&twin, rotation));
+        let mut tags = Map::new();
+        if hold.lease.is_some() && lease::is_held(&twin, own) {
+            tags.insert("lease".to_owned(), Value::Null);
+        }
+        if let Some(mark) = mark {
+            tags.insert("rollout".to_owned(), mark.rollout.as_str().into());
+            tags.insert("done".to_owned(), mark.is_done.into());
+        }
+        let mut patch = Map::new();
+        if erases {
+            patch.insert("properties".to_owned(), json!({"desired": Offer::erase_patch()}));
+        }
+        if !tags.is_empty() {
+            patch.insert("tags".to_owned(), json!({"keyRenewal": tags}));
+        }
+        if patch.is_empty() {
             return Ok(());
         }
-        match hub.patch_desired(id, &Offer::erase_patch(), Some(&twin.etag)).await {
+        match hub.patch_twin(id, &Value::Object(patch), Some(&twin.etag)).await {
             Ok(_) => return Ok(()),
             Err(error) if error.status() == Some(412) => twin = hub.twin(id).await?,
             Err(error) => return Err(error.into()),
@@ -296,33 +471,6 @@ pub(super) fn stands(twin: &Twin, rotation: RotationId) -> bool {
     }
 }
 
-/// A key as hubs make them: random, with the mark and checksum of a device key.
-pub(crate) fn new_key() -> Result<Key, Failure> {
-    let mut random = Zeroizing::new([0; 32]);
-    getrandom::fill(random.as_mut_slice()).map_err(|e| Failure::failed(format!("no random numbers: {e}")))?;
-    Ok(stamp(&random, Purpose::Device))
-}
-
-pub(super) fn readable_keys(device: &Device) -> Result<KeyPair, Failure> {
-    let id = &device.identity();
-    let keys = device.keys().ok_or_else(|| {
-        let kind = device.authentication.kind.as_deref().unwrap_or("none");
-        let slots = device
-            .authentication
-            .symmetric_key
-            .iter()
-            .flat_map(|keys| [&keys.primary_key, &keys.secondary_key]);
-        let is_odd = slots.into_iter().any(|key| matches!(key, RegistryKey::Unreadable));
-        let why = if is_odd {
-            "a key in the registry is no key of 16 to 64 bytes"
-        } else {
-            "it has no pair of symmetric keys"
-        };
-        Failure::failed(format!("{id} can't be renewed: {why} (authentication: {kind})"))
-    })?;
-    Ok(keys)
-}
-
 fn requested_slot(key_type: KeyType) -> Option<KeySlot> {
     match key_type {
         KeyType::Primary => Some(KeySlot::Primary),
@@ -331,7 +479,7 @@ fn requested_slot(key_type: KeyType) -> Option<KeySlot> {
     }
 }
 
-fn standing(twin: &Twin) -> Option<Standing> {
+pub(crate) fn standing(twin: &Twin) -> Option<Standing> {
     // What is no offer stands in nobody's way: the next one takes its place.
     let offer = twin.offer().ok()??;
     Some(Standing {
@@ -341,84 +489,22 @@ fn standing(twin: &Twin) -> Option<Standing> {
     })
 }
 
-/// Makes the change under the etag that was read before the change was planned, and reads the identity again: the
-/// registry is the truth, not the answer to a change. A throttled change is not repeated but planned anew: while it
-/// waits, the device may move to another key, and no etag of the identity shows that.
-///
-/// New keys are made here: the hub's own regeneration knows no etag, and would replace whatever key is in the slot by
-/// then, such as one that the device has moved to since.
-async fn change_registry(
-    hub: &Hub,
-    mut device: Device,
-    before: &KeyPair,
-    change: Change,
-    watch: Watch<'_>,
-) -> Result<Changed, Stop> {
-    let wanted = match change {
-        Change::Nothing => {
-            let text = "no new key is made: the registry's key is delivered as it is";
-            watch(Event::Note(text.to_owned()));
-            return Ok(Changed::To(before.clone()));
-        }
-        Change::Regenerate(slot) => before.with(slot, new_key()?),
-        Change::RegenerateBoth => KeyPair { primary: new_key()?, secondary: new_key()? },
-        Change::Swap => before.swapped(),
-    };
-    watch(Event::Step("changing the keys in the registry"));
-    let id = device.identity();
-    let Some(etag) = device.etag.clone() else {
-        return Err(Failure::failed(format!(
-            "the hub shows no etag of {id}, without which its keys can't be replaced safely"
-        ))
-        .into());
-    };
-    device.replace_keys(&wanted);
-    let put = match hub.replace_device(&device, &etag).await {
-        Err(error) if error.status() == Some(412) => return Ok(Changed::Stale(changed_by_somebody(&id))),
-        // Whether it was done shows in the registry.
-        Err(error) if error.is_ambiguous() => Err(error),
-        Err(error) => {
-            let Some(pause) = error.pause_before_next_look() else { return Err(error.into()) };
-            sleep(pause).await;
-            return Ok(Changed::Stale(error.into()));
-        }
-        Ok(_) => Ok(()),
-    };
-    let now = readable_keys(&hub.device(&id).await?)?;
-    let holds = |slot| now.fingerprint(slot) == wanted.fingerprint(slot);
-    match put {
-        _ if KeySlot::ALL.into_iter().all(holds) => Ok(Changed::To(now)),
-        Err(error) => Err(error.into()),
-        Ok(()) => Err(changed_by_somebody(&id).into()),
-    }
-}
-
-fn changed_by_somebody(id: &Identity) -> Failure {
-    Failure::failed(format!("the keys of {id} changed under our hands: somebody else renews them too"))
-        .next("find out who it is; then run the same command again, which looks first")
-}
-
 async fn make_offer(
     hub: &Hub,
     job: &Job,
-    expected: &Expected<'_>,
+    slots: Slots,
+    keys: &KeyPair,
     report: Option<&Report>,
     watch: Watch<'_>,
-) -> Result<RotationId, Failure> {
-    let slots: &[KeySlot] = match expected.slots {
+) -> Result<RotationId, Stop> {
+    let slots: &[KeySlot] = match slots {
         Slots::None => &[],
         Slots::One(KeySlot::Primary) => &[KeySlot::Primary],
         Slots::One(KeySlot::Secondary) => &[KeySlot::Secondary],
         Slots::Both => &KeySlot::ALL,
     };
     for slot in slots {
-        check_mark(*slot, expected.keys.of(*slot)).map_err(|wrong| {
-            Failure::failed(format!(
-                "the registry's {slot} key of {} is not delivered: {wrong}",
-                job.identity
-            ))
-            .next("regenerate it with --no-deliver, then deliver it by a second run")
-        })?;
+        lint(&job.identity, *slot, keys.of(*slot))?;
     }
     let seal_to = report.and_then(|report| report.seal_to).filter(|_| !job.is_plain);
     if seal_to.is_none() {
@@ -428,6 +514,6 @@ async fn make_offer(
         )));
     }
     watch(Event::Step("offering the key"));
-    let keys: Vec<_> = slots.iter().map(|slot| (*slot, expected.keys.of(*slot))).collect();
-    put_offer(hub, expected.identity, &keys, seal_to).await
+    let keys: Vec<_> = slots.iter().map(|slot| (*slot, keys.of(*slot))).collect();
+    put_offer(hub, &job.identity, &keys, seal_to).await
 }

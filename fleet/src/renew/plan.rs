@@ -4,7 +4,7 @@
 //! Keys are told apart by fingerprint, never by the slot that the device believes them to be in.
 
 use twinkey_contract::report::{Report, Status};
-use twinkey_contract::{CONTRACT_VERSION, Identity, KeySlot, RotationId};
+use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, RotationId};
 
 use crate::cli::KeyType;
 use crate::hub::KeyPair;
@@ -34,6 +34,8 @@ pub(crate) struct Standing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) key_type: KeyType,
+    /// The key that the slot had when the renewal was begun, where that is known.
+    pub(crate) replaces: Option<Fingerprint>,
     /// The operator named this device as one that may go dark.
     pub(crate) is_forced: bool,
     /// Whether keys are handed to the device.
@@ -43,9 +45,10 @@ pub(crate) struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     Refuse(Refusal),
-    /// An earlier run got through, but for erasing its offer.
+    /// An earlier run got through, but perhaps for erasing its offer.
     Settle {
-        rotation: RotationId,
+        /// Of the offer that still stands.
+        rotation: Option<RotationId>,
     },
     /// Change the registry, then offer what it holds.
     Renew {
@@ -149,13 +152,20 @@ pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
     let report = facts.report.filter(|report| report.contract == CONTRACT_VERSION);
     let finished = finished_rotation(facts, report, request.key_type);
     if let Some(rotation) = finished.filter(|_| request.delivers) {
-        return Plan::Settle { rotation };
+        return Plan::Settle { rotation: Some(rotation) };
+    }
+    let made = made_before(facts, request);
+    if made.is_some_and(|slot| request.delivers && is_taken(facts, report, slot)) {
+        return Plan::Settle { rotation: facts.standing.map(|standing| standing.rotation) };
     }
     let danger = danger(facts, report, request);
     if let Some(refusal) = danger.filter(|_| !request.is_forced) {
         return Plan::Refuse(refusal);
     }
     let (change, offer) = match request.key_type {
+        KeyType::Primary | KeyType::Secondary if made.is_some() => {
+            (Change::Nothing, made.map_or(Slots::None, Slots::One))
+        }
         KeyType::Primary => change_slot(facts, report, request, KeySlot::Primary),
         KeyType::Secondary => change_slot(facts, report, request, KeySlot::Secondary),
         KeyType::Both => (Change::RegenerateBoth, Slots::Both),
@@ -169,6 +179,25 @@ pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
         ),
     };
     Plan::Renew { change, offer: if request.delivers { offer } else { Slots::None }, in_spite_of: danger }
+}
+
+/// The slot that has its new key already: the registry shows another key than the one that was to be replaced.
+fn made_before(facts: &Facts<'_>, request: Request) -> Option<KeySlot> {
+    let slot = match request.key_type {
+        KeyType::Primary => KeySlot::Primary,
+        KeyType::Secondary => KeySlot::Secondary,
+        KeyType::Both | KeyType::Swap => return None,
+    };
+    request.replaces.filter(|replaced| facts.keys.fingerprint(slot) != *replaced).map(|_| slot)
+}
+
+/// Whether the device has proved that it lives on the registry's key of this slot.
+fn is_taken(facts: &Facts<'_>, report: Option<&Report>, slot: KeySlot) -> bool {
+    report.and_then(|report| report.rotation.map(|rotation| (report, rotation))).is_some_and(
+        |(report, rotation)| {
+            report.active == Some(slot) && is_proved(report, rotation, facts.keys, facts.identity)
+        },
+    )
 }
 
 /// The rotation of a standing offer that the device has committed and proved, and that did what is asked for now.

@@ -81,7 +81,7 @@ fn decide(says: Option<Says>, standing: Option<Standing>, request: Request) -> P
 }
 
 fn ask(key_type: KeyType) -> Request {
-    Request { key_type, is_forced: false, delivers: true }
+    Request { key_type, replaces: None, is_forced: false, delivers: true }
 }
 
 fn offer(number: u128, primary: bool, secondary: bool) -> Option<Standing> {
@@ -207,7 +207,7 @@ fn a_renewal_that_was_proved_is_only_settled() {
         rotation: Some((7, Status::Committed)),
         proof: Some(2),
     };
-    let settled = Plan::Settle { rotation: rotation(7) };
+    let settled = Plan::Settle { rotation: Some(rotation(7)) };
     assert_eq!(decide(Some(moved), offer(7, false, true), ask(KeyType::Secondary)), settled);
     // Without its proof, or for another rotation, the slot is simply in use.
     let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
@@ -302,7 +302,7 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
                     report: report.as_ref(),
                     standing,
                 };
-                let request = Request { key_type, is_forced, delivers };
+                let request = Request { key_type, replaces: None, is_forced, delivers };
                 let context = || {
                     format!("{says:?} {standing:?} {request:?} enabled {is_enabled} connected {is_connected}")
                 };
@@ -332,4 +332,33 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
         }
     }
     assert!(acted > 1000, "the search must reach plans that act: {acted}");
+}
+
+#[test]
+fn a_slot_that_has_its_new_key_already_is_only_handed_over() {
+    let begun = |seed| Request { replaces: Some(Fingerprint::of(&key(seed))), ..ask(KeyType::Secondary) };
+    // The registry's secondary key is another one than when the renewal was begun.
+    let deliver = renew(Change::Nothing, Slots::One(KeySlot::Secondary));
+    assert_eq!(decide(Some(on_primary()), None, begun(9)), deliver);
+    // It is the same: nothing has been made yet.
+    let change = renew(Change::Regenerate(KeySlot::Secondary), Slots::One(KeySlot::Secondary));
+    assert_eq!(decide(Some(on_primary()), None, begun(2)), change);
+}
+
+#[test]
+fn a_device_that_lives_on_the_slots_new_key_is_settled_and_not_refused() {
+    let begun = Request { replaces: Some(Fingerprint::of(&key(9))), ..ask(KeyType::Secondary) };
+    let moved = Says {
+        active: Some(KeySlot::Secondary),
+        rotation: Some((7, Status::Committed)),
+        proof: Some(2),
+        ..on_primary()
+    };
+    assert_eq!(decide(Some(moved), None, begun), Plan::Settle { rotation: None });
+    let standing = offer(7, false, true);
+    assert_eq!(decide(Some(moved), standing, begun), Plan::Settle { rotation: Some(rotation(7)) });
+    // Without proof it is a slot in use like any other.
+    let unproved = Says { proof: None, ..moved };
+    let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
+    assert_eq!(decide(Some(unproved), None, begun), refused);
 }

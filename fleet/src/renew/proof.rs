@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::{Identity, KeySlot, RotationId};
 
-use super::device::{Event, Job, Stop, Watch, erase, readable_keys, stands};
+use super::change::readable_keys;
+use super::device::{Event, Job, Stop, Watch, stands};
+use super::looks::Look;
 use super::plan::{self, Slots};
+use super::renewer::Renewer;
 use crate::hub::{Hub, HubError, KeyPair, Twin};
 
-/// First pause between two looks at the twin; it grows by half each time.
-const POLL_PAUSE_MIN: Duration = Duration::from_millis(250);
-/// Longest pause between two looks. Twin reads are metered (100/s on an S1 hub).
-const POLL_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How much longer than the whole wait the last look may take.
 const LAST_LOOK_MAX: Duration = Duration::from_secs(5);
 
@@ -30,6 +29,7 @@ pub(super) struct Expected<'a> {
 pub(super) struct Proved {
     /// The twin in which the proof was seen.
     pub(super) twin: Twin,
+    pub(super) is_fresh: bool,
     /// Whose offer the device took: somebody else's may have replaced ours.
     pub(super) rotation: RotationId,
     /// The registry's keys that the proof was verified against.
@@ -37,34 +37,47 @@ pub(super) struct Proved {
     pub(super) active: KeySlot,
 }
 
+/// What a device has answered.
+pub(super) enum Answered {
+    Proved(Box<Proved>),
+    Rejected { twin: Box<Twin>, status: Status, reason: Option<Reason> },
+}
+
 /// Looks at the twin until the device has answered, or somebody else has taken over.
 pub(super) async fn wait(
-    hub: &Hub,
+    renewer: &Renewer,
     job: &Job,
     expected: &Expected<'_>,
     rotation: RotationId,
     watch: Watch<'_>,
-) -> Result<Proved, Stop> {
+) -> Result<Answered, Stop> {
     let deadline = Instant::now() + job.timeout;
-    let mut pause = POLL_PAUSE_MIN;
     let mut last = "nothing".to_owned();
+    let mut looks = renewer.looks.watch(&job.identity);
     watch(Event::Step("waiting for the device's proof"));
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Stop::Unanswered { last });
-        }
-        sleep(pause.min(left)).await;
-        pause = (pause * 3 / 2).min(POLL_PAUSE_MAX);
-        let Ok(look) = timeout_at(deadline + LAST_LOOK_MAX, hub.twin(&job.identity)).await else {
-            return Err(Stop::Unanswered { last });
+        let (seen, is_last) = match timeout_at(deadline, looks.next()).await {
+            Ok(seen) => (seen, false),
+            Err(_) => {
+                let look = timeout_at(deadline + LAST_LOOK_MAX, renewer.hub.twin(&job.identity)).await;
+                let Ok(look) = look else { return Err(Stop::Unanswered { last }) };
+                (look.map(|twin| Look { twin, is_fresh: true }), true)
+            }
         };
-        let twin = match look {
-            Ok(twin) => twin,
+        let Look { twin, is_fresh } = match seen {
+            Ok(look) => look,
             // A hub in trouble says nothing about the device.
-            Err(error) if error.is_ambiguous() || error.status() == Some(429) => continue,
+            Err(error) if error.is_ambiguous() || error.status() == Some(429) => {
+                if is_last {
+                    return Err(Stop::Unanswered { last });
+                }
+                continue;
+            }
             Err(error @ HubError::Unreached { .. }) => {
                 last = error.to_string();
+                if is_last {
+                    return Err(Stop::Unanswered { last });
+                }
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -74,15 +87,22 @@ pub(super) async fn wait(
             None => {}
             Some(Judgement::Pending(said)) => last = said,
             Some(Judgement::Proved(active)) => {
-                return Ok(Proved { twin, rotation, keys: expected.keys.clone(), active });
+                let keys = expected.keys.clone();
+                return Ok(Answered::Proved(Box::new(Proved { twin, is_fresh, rotation, keys, active })));
             }
             Some(Judgement::Rejected { status, reason }) => {
-                erase(hub, &job.identity, rotation, twin).await?;
-                return Err(Stop::Rejected { status, reason });
+                return Ok(Answered::Rejected { twin: Box::new(twin), status, reason });
             }
         }
-        if !stands(&twin, rotation) {
-            return superseded(hub, job, expected, report.as_ref(), twin).await;
+        // A query may show the time before the offer.
+        if is_fresh && !stands(&twin, rotation) {
+            return superseded(&renewer.hub, job, expected, report.as_ref(), twin).await;
+        }
+        if is_last {
+            let is_disabled = !twin.is_enabled();
+            return Err(Stop::Unanswered {
+                last: if is_disabled { "nothing: it is disabled".to_owned() } else { last },
+            });
         }
     }
 }
@@ -95,7 +115,7 @@ async fn superseded(
     expected: &Expected<'_>,
     report: Option<&Report>,
     twin: Twin,
-) -> Result<Proved, Stop> {
+) -> Result<Answered, Stop> {
     let keys = readable_keys(&hub.device(&job.identity).await?)?;
     let proof = report.and_then(|report| {
         let rotation = report.rotation?;
@@ -103,7 +123,10 @@ async fn superseded(
         Some((rotation, active))
     });
     match proof {
-        Some((rotation, active)) => Ok(Proved { twin, rotation, keys, active }),
+        Some((rotation, active)) => {
+            let proved = Proved { twin, is_fresh: true, rotation, keys, active };
+            Ok(Answered::Proved(Box::new(proved)))
+        }
         None => Err(Stop::Superseded { by: twin.offer().ok().flatten().map(|offer| offer.rotation) }),
     }
 }

@@ -15,6 +15,7 @@ use twinkey_contract::report::{Reason, Report, SlotReport, Status};
 use twinkey_contract::sealing::{Binding, SealingKey};
 use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, Proof, RotationId};
 use twinkey_sas::Key;
+use twinkey_sas::identifiable::{Purpose, stamp};
 
 /// A policy's key, which must never appear anywhere.
 pub(crate) const LOGIN_KEY: &str = "bG9naW4ta2V5LWxvZ2luLWtleS1sb2dpbi1rZXktISE=";
@@ -29,6 +30,8 @@ pub(crate) struct State {
     pub(crate) devices: BTreeMap<String, Device>,
     /// `METHOD /path` of every request, in order.
     pub(crate) calls: Vec<String>,
+    /// The bodies of those that had one.
+    pub(crate) bodies: Vec<(String, Value)>,
     /// `If-Match` of every request that had one.
     pub(crate) if_matches: Vec<(String, String)>,
     /// Answers that come before anything else happens, by method and beginning of the path.
@@ -52,6 +55,7 @@ pub(crate) struct Device {
     pub(crate) etag: u32,
     pub(crate) twin_etag: u32,
     pub(crate) is_connected: bool,
+    pub(crate) tags: Value,
     pub(crate) desired: Value,
     pub(crate) agent: Option<Agent>,
 }
@@ -97,7 +101,15 @@ impl Device {
             status: Status::Idle,
             reason: None,
         };
-        Self { keys, etag: 1, twin_etag: 1, is_connected: true, desired: json!({}), agent: Some(agent) }
+        Self {
+            keys,
+            etag: 1,
+            twin_etag: 1,
+            is_connected: true,
+            tags: json!({}),
+            desired: json!({}),
+            agent: Some(agent),
+        }
     }
 
     pub(crate) fn agent(&mut self) -> &mut Agent {
@@ -264,6 +276,9 @@ fn serve(mut tcp: TcpStream, tls: Arc<rustls::ServerConfig>, shared: &Mutex<Stat
 impl State {
     fn answer(&mut self, call: &str, body: &Value, if_match: Option<String>) -> String {
         self.calls.push(call.to_owned());
+        if !body.is_null() {
+            self.bodies.push((call.to_owned(), body.clone()));
+        }
         self.if_matches.extend(if_match.clone().map(|etag| (call.to_owned(), etag)));
         let is_next = self.canned.front().is_some_and(|(what, _)| call.starts_with(what));
         let canned = if is_next { self.canned.pop_front().map(|(_, canned)| canned) } else { None };
@@ -287,6 +302,11 @@ impl State {
     fn act(&mut self, call: &str, body: &Value, if_match: Option<String>) -> (u16, Value) {
         self.changes += 1;
         let changes = self.changes;
+        match call {
+            "POST /devices/keys/regenerate" => return self.regenerate(body),
+            "POST /devices/query" => return self.query(body),
+            _ => {}
+        }
         let (verb, id) = call.rsplit_once('/').unwrap();
         let Some(device) = self.devices.get_mut(id) else {
             return (
@@ -314,8 +334,12 @@ impl State {
             "GET /twins" => (200, device.twin(id)),
             "PATCH /twins" if is_stale(device.twin_etag) => stale,
             "PATCH /twins" => {
-                device.desired = json!({"keyRenewal": body["properties"]["desired"]["keyRenewal"]});
                 device.twin_etag = changes + 1;
+                merge(&mut device.tags, &body["tags"]);
+                let Some(desired) = body.pointer("/properties/desired") else {
+                    return (200, device.twin(id));
+                };
+                device.desired = json!({"keyRenewal": desired["keyRenewal"]});
                 let offer = device.offer();
                 let is_connected = device.is_connected;
                 if let (Some(agent), Some(offer), true) = (&mut device.agent, offer, is_connected) {
@@ -324,6 +348,61 @@ impl State {
                 (200, device.twin(id))
             }
             _ => panic!("{call} is not scripted"),
+        }
+    }
+}
+
+impl State {
+    /// Makes keys for those that there are, as a hub does: 200, 207 or 400, and the keys in any case.
+    fn regenerate(&mut self, body: &Value) -> (u16, Value) {
+        let slot = match body["policyKey"].as_str().unwrap() {
+            "primaryKey" => KeySlot::Primary,
+            _ => KeySlot::Secondary,
+        };
+        let (mut rotated, mut errors) = (Vec::new(), Vec::new());
+        for target in body["devices"].as_array().unwrap() {
+            self.changes += 1;
+            let id = target["id"].as_str().unwrap();
+            match self.devices.get_mut(id) {
+                Some(device) => {
+                    let seed = u8::try_from(100 + self.changes % 100).unwrap();
+                    device.keys.insert(slot, stamp(&[seed; 32], Purpose::Device));
+                    device.etag = self.changes + 1;
+                    rotated.push(json!({"id": id, "primaryKey": base64(&device.keys[&KeySlot::Primary]),
+                        "secondaryKey": base64(&device.keys[&KeySlot::Secondary])}));
+                }
+                None => errors.push(json!({"id": id, "errorCode": "DeviceNotFound"})),
+            }
+        }
+        let status = match (rotated.is_empty(), errors.is_empty()) {
+            (_, true) => 200,
+            (false, false) => 207,
+            (true, false) => 400,
+        };
+        (status, json!({"policyKey": body["policyKey"], "rotatedKeys": rotated, "errors": errors}))
+    }
+
+    /// All twins that the query names.
+    fn query(&self, body: &Value) -> (u16, Value) {
+        let text = body["query"].as_str().unwrap();
+        let named = self.devices.iter().filter(|(id, _)| text.contains(&format!("'{id}'")));
+        (200, named.map(|(id, device)| device.twin(id)).collect())
+    }
+}
+
+/// JSON merge patch (RFC 7396), which twins know.
+fn merge(into: &mut Value, patch: &Value) {
+    let Some(patch) = patch.as_object() else { return };
+    for (name, value) in patch {
+        match value {
+            Value::Null => drop(into.as_object_mut().unwrap().remove(name)),
+            Value::Object(_) => {
+                let inner = into.as_object_mut().unwrap().entry(name.clone()).or_insert_with(|| json!({}));
+                merge(inner, value);
+            }
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                into[name] = value.clone();
+            }
         }
     }
 }
@@ -339,7 +418,8 @@ impl Device {
     fn twin(&self, id: &str) -> Value {
         let identity = Identity::new(id, None).unwrap();
         let reported = self.agent.as_ref().map_or(json!({}), |agent| agent.report(&identity));
-        json!({"deviceId": id, "etag": self.twin_etag.to_string(), "properties": {"desired": self.desired, "reported": reported}})
+        json!({"deviceId": id, "etag": self.twin_etag.to_string(), "tags": self.tags,
+            "connectionState": if self.is_connected { "Connected" } else { "Disconnected" }, "properties": {"desired": self.desired, "reported": reported}})
     }
 }
 

@@ -1,0 +1,207 @@
+//! Looks at the twins of many devices at once.
+//!
+//! Whoever waits for a device's report says so here. A few twins are read one by one; many are read by query, a hundred at a
+//! time: hubs allow few queries a minute, but one tells as much as a hundred reads. What a query shows may be older than
+//! what was just written (IoT Hub query language: "eventually consistent"), so it is good for finding a proof, and never for
+//! finding that something is not there; now and then each twin is read by itself.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use twinkey_contract::Identity;
+
+use crate::hub::{Hub, HubError, Twin};
+
+/// Twins up to this number are read one by one.
+pub(super) const READS_MAX: usize = 3;
+/// Twins in one query.
+const QUERY_DEVICES_MAX: usize = 100;
+/// First pause between two rounds of reads; it grows by half each time, until somebody new waits.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// Longest pause between two rounds. Twin reads are metered (100/s on an S1 hub).
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Shortest pause between two rounds of queries.
+const QUERY_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Looks by query after which a twin is read by itself.
+const QUERIES_PER_READ: u32 = 30;
+
+/// What was seen.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) twin: Twin,
+    /// Whether it shows everything that was written before.
+    pub(super) is_fresh: bool,
+}
+
+type Seen = Result<Look, HubError>;
+
+/// Looks as long as it lives.
+pub(crate) struct Looks {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    hub: Arc<Hub>,
+    waiting: Mutex<Waiting>,
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    watchers: BTreeMap<u64, Watcher>,
+}
+
+struct Watcher {
+    identity: Identity,
+    queries: u32,
+    seen: mpsc::Sender<Seen>,
+}
+
+/// One who waits; whoever drops it waits no more.
+pub(super) struct Watch {
+    shared: Arc<Shared>,
+    number: u64,
+    seen: mpsc::Receiver<Seen>,
+}
+
+impl Looks {
+    pub(crate) fn start(hub: Arc<Hub>) -> Self {
+        let shared = Arc::new(Shared { hub, waiting: Mutex::default(), news: Notify::new() });
+        let task = tokio::spawn(run(shared.clone()));
+        Self { shared, task }
+    }
+
+    /// From now on, this twin is looked at.
+    pub(super) fn watch(&self, identity: &Identity) -> Watch {
+        let (send, seen) = mpsc::channel(1);
+        let watcher = Watcher { identity: identity.clone(), queries: 0, seen: send };
+        let number = self.shared.with(|waiting| {
+            waiting.next += 1;
+            waiting.watchers.insert(waiting.next, watcher);
+            waiting.next
+        });
+        self.shared.news.notify_one();
+        Watch { shared: self.shared.clone(), number, seen }
+    }
+}
+
+impl Drop for Looks {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Watch {
+    /// The next look. Never, if looking has ended.
+    pub(super) async fn next(&mut self) -> Seen {
+        match self.seen.recv().await {
+            Some(seen) => seen,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.with(|waiting| waiting.watchers.remove(&self.number));
+    }
+}
+
+impl Shared {
+    fn with<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
+        change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Those who wait and have taken what they were shown before.
+    fn ready(&self) -> Vec<(u64, Identity, u32)> {
+        self.with(|waiting| {
+            let ready = waiting.watchers.iter().filter(|(_, watcher)| watcher.seen.capacity() > 0);
+            ready.map(|(number, watcher)| (*number, watcher.identity.clone(), watcher.queries)).collect()
+        })
+    }
+
+    fn show(&self, number: u64, seen: Seen) {
+        self.with(|waiting| {
+            if let Some(watcher) = waiting.watchers.get_mut(&number) {
+                watcher.queries = match &seen {
+                    Ok(Look { is_fresh: false, .. }) => watcher.queries + 1,
+                    Ok(_) | Err(_) => 0,
+                };
+                let _ = watcher.seen.try_send(seen);
+            }
+        });
+    }
+
+    async fn read(&self, number: u64, identity: &Identity) {
+        let seen = self.hub.twin(identity).await.map(|twin| Look { twin, is_fresh: true });
+        self.show(number, seen);
+    }
+
+    /// Shows what a query finds, and reads by itself what it doesn't.
+    async fn query(&self, watched: &[(u64, Identity, u32)]) {
+        let ids: Vec<String> =
+            watched.iter().map(|(_, identity, _)| format!("'{}'", identity.device_id)).collect();
+        let has_modules = watched.iter().any(|(_, identity, _)| identity.module_id.is_some());
+        let source = if has_modules { "devices.modules" } else { "devices" };
+        let query = format!("SELECT * FROM {source} WHERE deviceId IN [{}]", ids.join(", "));
+        let Ok(found) = self.hub.query_all(&query).await else {
+            // A hub in trouble says nothing about the devices; the next round asks again.
+            return;
+        };
+        let twins = found.into_iter().filter_map(|item| serde_json::from_value::<Twin>(item).ok());
+        let mut twins: HashMap<Identity, Twin> = twins.map(|twin| (twin.identity(), twin)).collect();
+        for (number, identity, _) in watched {
+            match twins.remove(identity) {
+                Some(twin) => self.show(*number, Ok(Look { twin, is_fresh: false })),
+                None => self.read(*number, identity).await,
+            }
+        }
+    }
+}
+
+async fn run(shared: Arc<Shared>) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let round = Instant::now();
+        let mut ready = shared.ready();
+        // An apostrophe is the one character of an id that means something in a query.
+        let by_itself = |(_, identity, queries): &(u64, Identity, u32)| {
+            *queries >= QUERIES_PER_READ || identity.device_id.contains('\'')
+        };
+        let is_few = ready.len() <= READS_MAX;
+        let reads: Vec<_> = if is_few {
+            std::mem::take(&mut ready)
+        } else {
+            ready.extract_if(.., |watched| by_itself(watched)).collect()
+        };
+        for (number, identity, _) in &reads {
+            shared.read(*number, identity).await;
+        }
+        let (modules, devices): (Vec<_>, Vec<_>) =
+            ready.into_iter().partition(|(_, identity, _)| identity.module_id.is_some());
+        for chunk in devices.chunks(QUERY_DEVICES_MAX).chain(modules.chunks(QUERY_DEVICES_MAX)) {
+            shared.query(chunk).await;
+        }
+        let rest = if is_few { pause } else { QUERY_PAUSE_MIN }.saturating_sub(round.elapsed());
+        pause = (pause * 3 / 2).min(PAUSE_MAX);
+        tokio::select! {
+            () = sleep(rest) => {}
+            () = shared.news.notified() => {
+                pause = PAUSE_MIN;
+                // Many come at the same time: they share the next round.
+                sleep(if is_few { PAUSE_MIN } else { rest }).await;
+            }
+        }
+        if shared.with(|waiting| waiting.watchers.is_empty()) {
+            shared.news.notified().await;
+            sleep(PAUSE_MIN).await;
+            pause = PAUSE_MIN;
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! `--dry-run`: what would be done to whom, and what it would cost. Nothing is changed.
+
+use serde::Serialize;
+use twinkey_contract::KeySlot;
+
+use super::device::{self, Job, Stop};
+use super::plan::{Change, Plan, Refusal, Slots};
+use super::renewer::Renewer;
+use crate::cli::KeySource;
+use crate::failure::{Exit, Failure};
+use crate::output::{self, Format, Table};
+
+/// What would be done to one identity.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Preview {
+    #[serde(skip)]
+    name: String,
+    device_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    module_id: Option<String>,
+    /// `renew`, `deliver`, `swap`, `settle`, `refuse` or `fail`.
+    action: &'static str,
+    explanation: String,
+    /// Why it would be refused: a stable code.
+    reason: Option<&'static str>,
+    calls: Calls,
+}
+
+/// Operations of the hub that count against its limits, for reading and writing both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Calls {
+    registry: u32,
+    twin_reads: u32,
+    twin_updates: u32,
+}
+
+pub(super) async fn run(renewer: &Renewer, jobs: &[Job], format: Format) -> Result<Exit, Failure> {
+    let mut previews = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        previews.push(look(renewer, job).await);
+    }
+    let exit = exit_of(&previews);
+    match format {
+        Format::Json => output::json(&previews)?,
+        Format::Table => {
+            let mut table = Table::new(&["DEVICE", "WOULD", "BECAUSE", "REGISTRY", "READS", "UPDATES"]);
+            for Preview { name, action, explanation, calls, .. } in &previews {
+                let Calls { registry, twin_reads, twin_updates } = calls;
+                table.push([
+                    name.clone(),
+                    (*action).to_owned(),
+                    explanation.clone(),
+                    registry.to_string(),
+                    twin_reads.to_string(),
+                    twin_updates.to_string(),
+                ]);
+            }
+            output::table(&table)?;
+        }
+    }
+    output::note("nothing was changed: this was a dry run");
+    Ok(exit)
+}
+
+async fn look(renewer: &Renewer, job: &Job) -> Preview {
+    let (action, explanation, reason, calls) = match device::foresee(renewer, job).await {
+        Ok(plan) => describe(job, plan),
+        Err(stop) => {
+            let why = match stop {
+                Stop::Failed(failure) | Stop::Gone(failure) => failure.what,
+                Stop::Busy { by, .. } => format!("another operator renews its keys (lease of {by})"),
+                Stop::Refused(refusal) => refusal.to_string(),
+                Stop::Rejected { .. } | Stop::Superseded { .. } | Stop::Unanswered { .. } => {
+                    "it was not to be tried".to_owned()
+                }
+            };
+            ("fail", why, None, Calls::default())
+        }
+    };
+    Preview {
+        name: job.identity.to_string(),
+        device_id: job.identity.device_id.clone(),
+        module_id: job.identity.module_id.clone(),
+        action,
+        explanation: output::printable(&explanation),
+        reason,
+        calls,
+    }
+}
+
+fn describe(job: &Job, plan: Plan) -> (&'static str, String, Option<&'static str>, Calls) {
+    let looking = Calls { registry: 1, twin_reads: 1, twin_updates: 0 };
+    match plan {
+        Plan::Refuse(refusal) => {
+            ("refuse", format!("{refusal}; {}", refusal.advice()), Some(refusal.code()), looking)
+        }
+        Plan::Settle { rotation } => {
+            let text = "an earlier run got through; its offer is erased".to_owned();
+            let twin_updates = u32::from(rotation.is_some());
+            ("settle", text, None, Calls { twin_updates, ..looking })
+        }
+        Plan::Renew { change, offer, in_spite_of } => {
+            let (action, mut text) = match change {
+                Change::Nothing => ("deliver", "the registry's key is not with the device yet".to_owned()),
+                Change::Regenerate(slot) => ("renew", format!("the device does not live on its {slot} key")),
+                Change::RegenerateBoth => ("renew", "both keys at once".to_owned()),
+                Change::Swap => ("swap", "the keys change places".to_owned()),
+            };
+            if let Some(danger) = in_spite_of {
+                text = format!("forced, although {danger}");
+            }
+            if offer == Slots::None {
+                text.push_str("; the device is not told");
+            }
+            (action, text, in_spite_of.map(Refusal::code), cost(job, change, offer))
+        }
+    }
+}
+
+/// What one renewal takes, without its looks for the proof: alone, a device's twin is read every second or so; among many, a
+/// query tells of a hundred at once.
+fn cost(job: &Job, change: Change, offer: Slots) -> Calls {
+    let orders = job.key_source == KeySource::Service && job.etag.is_none();
+    let keys = match change {
+        Change::Nothing => 0,
+        Change::Regenerate(KeySlot::Primary | KeySlot::Secondary) | Change::Swap => 1,
+        Change::RegenerateBoth => {
+            if orders {
+                2
+            } else {
+                1
+            }
+        }
+    };
+    let has_lease = orders && !matches!(change, Change::Nothing | Change::Swap);
+    let delivers = offer != Slots::None;
+    Calls {
+        registry: 1 + keys,
+        twin_reads: 1 + u32::from(delivers),
+        // The lease; the offer; both taken out at once.
+        twin_updates: u32::from(has_lease) + u32::from(delivers) + u32::from(has_lease || delivers),
+    }
+}
+
+fn exit_of(previews: &[Preview]) -> Exit {
+    let has = |action: &str| previews.iter().any(|preview| preview.action == action);
+    if has("refuse") {
+        Exit::Refused
+    } else if has("fail") {
+        Exit::Failed
+    } else {
+        Exit::Done
+    }
+}
