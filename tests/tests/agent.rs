@@ -165,6 +165,43 @@ async fn a_module_connects_publishes_and_rotates_like_a_device() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_operator_renews_a_device_and_its_module_in_one_run_over_all() {
+    let hub = TestHub::start().await;
+    let module = "gateway-1/meter";
+    let (device_keys, module_keys) = (hub.create(DEVICE).await, hub.create(module).await);
+    let gateways = [(DEVICE, &device_keys), (module, &module_keys)]
+        .map(|(identity, keys)| Gateway::new(&hub, identity, &keys.primary));
+    let _agents = gateways.each_ref().map(Gateway::start);
+    for identity in [DEVICE, module] {
+        until_reported(&hub, identity).await;
+    }
+    for source in ["service", "local"] {
+        let slot = if source == "service" { "secondary" } else { "primary" };
+        let mut command = hub.renewal("*", slot);
+        let output = command.args(["--include-modules", "--key-source", source]).output().await.unwrap();
+        let outcomes: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(output.status.success(), "{outcomes:#} {}", String::from_utf8_lossy(&output.stderr));
+        let rows: Vec<_> = outcomes.as_array().unwrap().iter().collect();
+        assert!(rows.len() == 2 && rows.iter().all(|row| row["outcome"] == "renewed"), "{outcomes:#}");
+        assert!(rows.iter().any(|row| row["moduleId"] == "meter"), "{outcomes:#}");
+        for identity in [DEVICE, module] {
+            hub.until_connected(identity, slot).await;
+            let twin = hub.twin(identity).await;
+            assert!(twin["properties"]["desired"]["keyRenewal"].is_null(), "no key is left: {twin:#}");
+            assert!(twin["tags"]["keyRenewal"]["lease"].is_null(), "no lease is left: {twin:#}");
+        }
+    }
+    // The module alone, by its own command; its device is left as it is.
+    let before = hub.keys(DEVICE).await;
+    let args = ["module-identity", "renew-key", "-d", DEVICE, "-m", "*", "--key-type", "swap", "--yes"];
+    let output = hub.operator(&args).output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    hub.until_report(module, "the swap", |report| report.active == Some(KeySlot::Secondary)).await;
+    let after = hub.keys(DEVICE).await;
+    assert_eq!([before.primary, before.secondary], [after.primary, after.secondary]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_tells_the_same_keys_with_the_agent_running_and_stopped() {
     let hub = TestHub::start().await;
     let (gateway, agent, _) = connected(&hub, |_| {}).await;

@@ -291,7 +291,9 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
     for says in says {
         let report = says.map(Says::report);
         for (standing, key_type) in standings.iter().flat_map(|s| KEY_TYPES.map(|k| (*s, k))) {
-            for bits in 0..16_u8 {
+            // The secondary slot's key as it is now; in the primary slot, that is another key than now.
+            let begun_with = [None, Some(2)];
+            for (bits, replaces) in (0..16_u8).flat_map(|bits| begun_with.map(|seed| (bits, seed))) {
                 let bit = |place: u8| bits & (1 << place) != 0;
                 let (is_enabled, is_connected, is_forced, delivers) = (bit(0), bit(1), bit(2), bit(3));
                 let facts = Facts {
@@ -302,7 +304,8 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
                     report: report.as_ref(),
                     standing,
                 };
-                let request = Request { key_type, replaces: None, is_forced, delivers };
+                let replaces = replaces.map(|seed| Fingerprint::of(&key(seed)));
+                let request = Request { key_type, replaces, is_forced, delivers };
                 let context = || {
                     format!("{says:?} {standing:?} {request:?} enabled {is_enabled} connected {is_connected}")
                 };
