@@ -1,5 +1,7 @@
 //! `--dry-run`: what would be done to whom, and what it would cost. Nothing is changed.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use twinkey_contract::KeySlot;
 
@@ -24,6 +26,8 @@ struct Preview {
     explanation: String,
     /// Why it would be refused: a stable code.
     reason: Option<&'static str>,
+    /// What can be done about that.
+    advice: Option<String>,
     calls: Calls,
 }
 
@@ -42,6 +46,11 @@ pub(super) async fn run(renewer: &Renewer, jobs: &[Job], format: Format) -> Resu
         previews.push(look(renewer, job).await);
     }
     let exit = exit_of(&previews);
+    let advice: BTreeMap<_, _> =
+        previews.iter().filter_map(|preview| Some((preview.reason?, preview.advice.as_ref()?))).collect();
+    for (reason, advice) in advice {
+        output::note(&format!("{reason}: {advice}"));
+    }
     match format {
         Format::Json => output::json(&previews)?,
         Format::Table => {
@@ -65,7 +74,12 @@ pub(super) async fn run(renewer: &Renewer, jobs: &[Job], format: Format) -> Resu
 }
 
 async fn look(renewer: &Renewer, job: &Job) -> Preview {
-    let (action, explanation, reason, calls) = match device::foresee(renewer, job).await {
+    let plan = device::foresee(renewer, job).await;
+    let advice = match &plan {
+        Ok(Plan::Refuse(refusal)) => Some(refusal.advice()),
+        Ok(Plan::Renew { .. } | Plan::Settle { .. }) | Err(_) => None,
+    };
+    let (action, explanation, reason, calls) = match plan {
         Ok(plan) => describe(job, plan),
         Err(stop) => {
             let why = match stop {
@@ -86,6 +100,7 @@ async fn look(renewer: &Renewer, job: &Job) -> Preview {
         action,
         explanation: output::printable(&explanation),
         reason,
+        advice,
         calls,
     }
 }
@@ -93,9 +108,7 @@ async fn look(renewer: &Renewer, job: &Job) -> Preview {
 fn describe(job: &Job, plan: Plan) -> (&'static str, String, Option<&'static str>, Calls) {
     let looking = Calls { registry: 1, twin_reads: 1, twin_updates: 0 };
     match plan {
-        Plan::Refuse(refusal) => {
-            ("refuse", format!("{refusal}; {}", refusal.advice()), Some(refusal.code()), looking)
-        }
+        Plan::Refuse(refusal) => ("refuse", refusal.to_string(), Some(refusal.code()), looking),
         Plan::Settle { rotation } => {
             let text = "an earlier run got through; its offer is erased".to_owned();
             let twin_updates = u32::from(rotation.is_some());
