@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use twinkey_contract::Identity;
+use twinkey_contract::{Identity, KeySlot};
 
 use crate::output::Format;
 
@@ -117,6 +117,7 @@ written under the etag that was read before.
 
 Examples:
   twinkey device-identity renew-key -d pump-7 --key-type secondary --login hub.txt
+  twinkey device-identity renew-key -d pump-7 --key-type in-turn --login hub.txt
   twinkey device-identity renew-key -d '*' --key-type secondary --dry-run --login hub.txt
   twinkey device-identity renew-key -d pump-7 pump-8 pump-9 --key-type primary --yes --output json --login hub.txt
   twinkey device-identity renew-key -d pump-7 --key-type swap --yes --login hub.txt
@@ -295,16 +296,40 @@ pub(crate) struct Destination {
     pub(crate) out: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
-pub(crate) enum KeyType {
+/// What to renew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeyChoice {
     /// A new primary key.
     Primary,
     /// A new secondary key.
     Secondary,
-    /// Two new keys: the device goes dark if it misses them.
+    /// Two new keys, one after the other: first the one that the device does not use, and the other once the device has proved
+    /// that.
+    InTurn,
+    /// Two new keys at once: the device goes dark if it misses them.
     Both,
     /// No new key: primary and secondary change places.
     Swap,
+}
+
+/// What one renewal changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KeyType {
+    Primary,
+    Secondary,
+    /// At once.
+    Both,
+    /// They change places.
+    Swap,
+}
+
+impl From<KeySlot> for KeyType {
+    fn from(slot: KeySlot) -> Self {
+        match slot {
+            KeySlot::Primary => Self::Primary,
+            KeySlot::Secondary => Self::Secondary,
+        }
+    }
 }
 
 /// Who makes new keys.
@@ -351,7 +376,7 @@ pub(crate) struct RenewModuleKeyArgs {
 pub(crate) struct RenewArgs {
     /// What to renew.
     #[arg(long, alias = "kt", value_enum)]
-    pub(crate) key_type: KeyType,
+    pub(crate) key_type: KeyChoice,
     /// Who makes the new keys.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) key_source: KeySource,

@@ -712,3 +712,55 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     );
     assert!(hub.change(|state| state.calls.iter().all(|call| call.starts_with("GET "))));
 }
+
+#[test]
+fn both_keys_in_turn_take_seven_operations_of_the_hub_and_leave_nothing_in_the_twin() {
+    for (source, operations) in [("service", 7), ("local", 6)] {
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        let flags = ["--key-type", "in-turn", "--yes", "--key-source", source];
+        let (output, json, stderr) = renew_devices(&hub, &["d1"], &flags);
+        assert_eq!(exit(&output), 0, "{source}: {stderr}");
+        let rows: Vec<_> = json.as_array().unwrap().iter().collect();
+        let keys: Vec<_> = rows.iter().map(|row| row["keyType"].as_str().unwrap()).collect();
+        assert_eq!(keys, ["secondary", "primary"]);
+        assert!(rows.iter().all(|row| row["outcome"] == "renewed"), "{json:#}");
+        hub.device("d1", |d| {
+            assert!(d.offer().is_none() && d.tags["keyRenewal"]["lease"].is_null());
+            assert_eq!(d.agent().active, KeySlot::Primary);
+            for slot in KeySlot::ALL {
+                assert!(inspect(&d.keys[&slot]) == Mark::Valid(Purpose::Device), "{slot} is a new key");
+            }
+        });
+        // Looks for the proof apart: among many devices, one query tells of a hundred.
+        let looks = hub.count("GET /twins/");
+        let all = hub.change(|state| state.calls.len());
+        assert_eq!(all - looks, operations, "{source}: {:?}", hub.change(|state| state.calls.clone()));
+    }
+}
+
+#[test]
+fn the_second_key_is_not_touched_before_the_first_is_proved() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().manner = Manner::KeepsSilent);
+    let flags = ["--key-type", "in-turn", "--yes", "--timeout", "600ms"];
+    let (output, json, stderr) = renew_devices(&hub, &["d1"], &flags);
+    assert_eq!(exit(&output), 1, "{stderr}");
+    assert_eq!(json.as_array().unwrap().len(), 1);
+    assert_eq!(json[0]["outcome"].as_str(), Some("unanswered"));
+    assert_eq!(hub.device("d1", |d| base64(&d.keys[&KeySlot::Primary])), base64(&key(1)));
+}
+
+#[test]
+fn a_first_offer_whose_second_never_came_is_erased_all_the_same() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    // The second order is refused for good: the first slot's offer, which the second would have replaced, must go.
+    hub.answer_first(ORDER, Canned::Meanwhile(|state| {
+        let body = r#"{"policyKey":"primaryKey","rotatedKeys":[],"errors":[{"id":"d1","errorCode":"InvalidPolicyKey"}]}"#;
+        state.canned.push_back((ORDER, Canned::Instead(400, "", body)));
+    }));
+    let (output, json, stderr) = renew_devices(&hub, &["d1"], &["--key-type", "in-turn", "--yes"]);
+    assert_eq!(exit(&output), 4, "{stderr}");
+    let outcomes = [json[0]["outcome"].as_str(), json[1]["outcome"].as_str()];
+    assert_eq!(outcomes, [Some("renewed"), Some("failed")], "{stderr}");
+    hub.device("d1", |d| assert!(d.offer().is_none() && d.tags["keyRenewal"]["lease"].is_null()));
+}

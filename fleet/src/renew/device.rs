@@ -227,10 +227,22 @@ async fn attempt(
     Ok(if job.key_type == KeyType::Swap { Ending::Swapped } else { Ending::Renewed })
 }
 
+/// The slot to renew first. What was read for this serves the renewal, if that follows at once.
+pub(super) async fn idle_slot(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<KeySlot, Stop> {
+    let known = read(renewer, job, watch).await?;
+    let report = known.twin.report().ok().flatten();
+    let slot = plan::idle_slot(&facts(job, &known, report.as_ref()));
+    renewer.carry(known, Hold::default(), None);
+    Ok(slot)
+}
+
 /// What would be done now. Nothing is changed.
 pub(super) async fn foresee(renewer: &Renewer, job: &Job) -> Result<Plan, Stop> {
     let quiet = |_: Event| {};
-    let known = read(renewer, job, &quiet).await?;
+    let known = match renewer.take_carried(&job.identity) {
+        Some((known, _)) => known,
+        None => read(renewer, job, &quiet).await?,
+    };
     lease::check(&job.identity, &known.twin, &renewer.own)?;
     Ok(decide(job, &known, &quiet).plan)
 }

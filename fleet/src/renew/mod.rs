@@ -18,11 +18,12 @@ mod plan_tests;
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use twinkey_contract::Identity;
 
-use crate::cli::{KeySource, KeyType, RenewArgs, RenewDeviceKeyArgs, RenewModuleKeyArgs};
+use crate::cli::{KeyChoice, KeySource, KeyType, RenewArgs, RenewDeviceKeyArgs, RenewModuleKeyArgs};
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
@@ -60,15 +61,16 @@ async fn run(
     format: Format,
 ) -> Result<Exit, Failure> {
     check(args, targets)?;
-    let jobs: Vec<Job> = targets.iter().map(|identity| job(args, identity)).collect();
     if args.dry_run {
-        return preview::run(renewer, &jobs, format).await;
+        return preview::run(renewer, args, targets, format).await;
     }
     if !args.yes {
         confirm(&question(args.key_type, targets))?;
     }
-    let progress = Progress::new(jobs.len(), args.no_progress);
-    let outcomes = renew_all(renewer, &jobs, &progress).await;
+    let progress = Progress::new(targets.len(), args.no_progress);
+    let turns = Semaphore::new(AT_ONCE);
+    let renewals = targets.iter().map(|identity| renew_one(renewer, args, identity, &turns, &progress));
+    let outcomes: Vec<Outcome> = join_all(renewals).await.into_iter().flatten().collect();
     progress.finish();
     renewer.close().await?;
     for outcome in &outcomes {
@@ -99,12 +101,13 @@ fn check(args: &RenewArgs, targets: &[Identity]) -> Result<(), Failure> {
     }
 }
 
-fn question(key_type: KeyType, targets: &[Identity]) -> String {
-    let what = match key_type {
-        KeyType::Primary => "Renew the primary key",
-        KeyType::Secondary => "Renew the secondary key",
-        KeyType::Both => "Renew BOTH KEYS",
-        KeyType::Swap => "Swap the keys",
+fn question(choice: KeyChoice, targets: &[Identity]) -> String {
+    let what = match choice {
+        KeyChoice::Primary => "Renew the primary key",
+        KeyChoice::Secondary => "Renew the secondary key",
+        KeyChoice::InTurn => "Renew both keys, one after the other,",
+        KeyChoice::Both => "Renew BOTH KEYS AT ONCE",
+        KeyChoice::Swap => "Swap the keys",
     };
     let names: Vec<String> = targets.iter().take(NAMES_MAX).map(Identity::to_string).collect();
     let more = targets.len().saturating_sub(NAMES_MAX);
@@ -112,10 +115,21 @@ fn question(key_type: KeyType, targets: &[Identity]) -> String {
     format!("{what} of {}{rest}?", names.join(", "))
 }
 
-fn job(args: &RenewArgs, identity: &Identity) -> Job {
+/// What there is to do with one identity. `None` where the slot has to be found first.
+fn key_type(choice: KeyChoice) -> Option<KeyType> {
+    match choice {
+        KeyChoice::Primary => Some(KeyType::Primary),
+        KeyChoice::Secondary => Some(KeyType::Secondary),
+        KeyChoice::Both => Some(KeyType::Both),
+        KeyChoice::Swap => Some(KeyType::Swap),
+        KeyChoice::InTurn => None,
+    }
+}
+
+fn job(args: &RenewArgs, identity: &Identity, key_type: KeyType) -> Job {
     Job {
         identity: identity.clone(),
-        key_type: args.key_type,
+        key_type,
         // Only a whole identity can be written under an etag.
         key_source: if args.etag.is_some() { KeySource::Local } else { args.key_source },
         replaces: None,
@@ -129,21 +143,49 @@ fn job(args: &RenewArgs, identity: &Identity) -> Job {
     }
 }
 
-async fn renew_all(renewer: &Renewer, jobs: &[Job], progress: &Progress) -> Vec<Outcome> {
-    let turns = Semaphore::new(AT_ONCE);
-    let renewals = jobs.iter().map(|job| renew_one(renewer, job, &turns, progress));
-    futures_util::future::join_all(renewals).await
-}
-
-async fn renew_one(renewer: &Renewer, job: &Job, turns: &Semaphore, progress: &Progress) -> Outcome {
+/// One identity's renewal, or its two: the second one only if the first was proved.
+async fn renew_one(
+    renewer: &Renewer,
+    args: &RenewArgs,
+    identity: &Identity,
+    turns: &Semaphore,
+    progress: &Progress,
+) -> Vec<Outcome> {
     // It is never closed.
     let _turn = turns.acquire().await;
+    let name = identity.to_string();
+    let watch = |event: Event| progress.tell(&name, event);
+    let outcomes = match key_type(args.key_type) {
+        Some(key_type) => vec![renew_slot(renewer, &job(args, identity, key_type), &watch).await],
+        None => renew_in_turn(renewer, args, identity, &watch).await,
+    };
+    progress.done(&outcomes);
+    outcomes
+}
+
+async fn renew_in_turn(
+    renewer: &Renewer,
+    args: &RenewArgs,
+    identity: &Identity,
+    watch: device::Watch<'_>,
+) -> Vec<Outcome> {
+    let started = Instant::now();
+    let any = job(args, identity, KeyType::Secondary);
+    let slot = match device::idle_slot(renewer, &any, watch).await {
+        Ok(slot) => slot,
+        Err(stop) => return vec![outcome::of(&any, Err(stop), &Trace::default(), started.elapsed())],
+    };
+    let first = Job { is_continued: true, ..job(args, identity, slot.into()) };
+    let first = renew_slot(renewer, &first, watch).await;
+    if !first.outcome.is_proved() {
+        return vec![first];
+    }
+    vec![first, renew_slot(renewer, &job(args, identity, slot.other().into()), watch).await]
+}
+
+async fn renew_slot(renewer: &Renewer, job: &Job, watch: device::Watch<'_>) -> Outcome {
     let started = Instant::now();
     let mut trace = Trace::default();
-    let name = job.identity.to_string();
-    let watch = |event: Event| progress.tell(&name, event);
-    let result = device::renew(renewer, job, &watch, &mut trace).await;
-    let outcome = outcome::of(job, result, &trace, started.elapsed());
-    progress.done(&outcome);
-    outcome
+    let result = device::renew(renewer, job, watch, &mut trace).await;
+    outcome::of(job, result, &trace, started.elapsed())
 }

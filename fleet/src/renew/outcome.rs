@@ -23,7 +23,7 @@ pub(super) struct Outcome {
     device_id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     module_id: Option<String>,
-    key_type: &'static str,
+    pub(super) key_type: &'static str,
     pub(super) outcome: Word,
     /// A stable code.
     reason: Option<String>,
@@ -181,6 +181,11 @@ impl Word {
             Self::Gone => "gone",
             Self::Failed => "failed",
         }
+    }
+
+    /// Whether the device has proved that it lives on the key that was renewed.
+    pub(super) fn is_proved(self) -> bool {
+        matches!(self, Self::Renewed | Self::Settled)
     }
 
     fn exit(self) -> Exit {

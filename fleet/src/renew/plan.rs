@@ -141,7 +141,7 @@ impl Refusal {
             Self::SlotInUse { slot } => {
                 format!("renew the {} key first, so that the device moves to it", slot.other())
             }
-            Self::BothSlots => "renew one key, then the other".to_owned(),
+            Self::BothSlots => "renew one key, then the other: --key-type in-turn".to_owned(),
             Self::OfferStands => "finish it: run again without --no-deliver".to_owned(),
         }
     }
@@ -179,6 +179,14 @@ pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
         ),
     };
     Plan::Renew { change, offer: if request.delivers { offer } else { Slots::None }, in_spite_of: danger }
+}
+
+/// The slot that can be renewed first: the one that the device does not live on, as far as is known.
+pub(crate) fn idle_slot(facts: &Facts<'_>) -> KeySlot {
+    let report = facts.report.filter(|report| report.contract == CONTRACT_VERSION);
+    let lives_on = report.and_then(|report| report.slot(report.active?)).map(|slot| slot.fingerprint);
+    let lives_in = KeySlot::ALL.into_iter().find(|slot| lives_on == Some(facts.keys.fingerprint(*slot)));
+    lives_in.or_else(|| find_way_back(facts, report?)).map_or(KeySlot::Secondary, KeySlot::other)
 }
 
 /// The slot that has its new key already: the registry shows another key than the one that was to be replaced.

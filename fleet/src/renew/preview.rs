@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use twinkey_contract::KeySlot;
+use twinkey_contract::{Identity, KeySlot};
 
 use super::device::{self, Job, Stop};
 use super::plan::{Change, Plan, Refusal, Slots};
 use super::renewer::Renewer;
-use crate::cli::KeySource;
+use crate::cli::{KeySource, KeyType, RenewArgs};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, Table};
 
@@ -40,10 +40,35 @@ struct Calls {
     twin_updates: u32,
 }
 
-pub(super) async fn run(renewer: &Renewer, jobs: &[Job], format: Format) -> Result<Exit, Failure> {
-    let mut previews = Vec::with_capacity(jobs.len());
-    for job in jobs {
-        previews.push(look(renewer, job).await);
+pub(super) async fn run(
+    renewer: &Renewer,
+    args: &RenewArgs,
+    targets: &[Identity],
+    format: Format,
+) -> Result<Exit, Failure> {
+    let mut previews = Vec::with_capacity(targets.len());
+    for identity in targets {
+        match super::key_type(args.key_type) {
+            Some(key_type) => previews.push(look(renewer, &super::job(args, identity, key_type)).await),
+            None => {
+                let any = super::job(args, identity, KeyType::Secondary);
+                let slot = device::idle_slot(renewer, &any, &|_| {}).await.unwrap_or(KeySlot::Secondary);
+                let first = look(renewer, &super::job(args, identity, slot.into())).await;
+                let then = (first.action == "renew" || first.action == "deliver").then(|| Preview {
+                    explanation: format!("then the {} key, once the other is proved", slot.other()),
+                    // What was read and taken for the first slot serves the second, whose offer takes the first one's place.
+                    calls: Calls { registry: 1, twin_reads: 1, twin_updates: 1 },
+                    name: first.name.clone(),
+                    device_id: first.device_id.clone(),
+                    module_id: first.module_id.clone(),
+                    action: "renew",
+                    reason: None,
+                    advice: None,
+                });
+                previews.push(first);
+                previews.extend(then);
+            }
+        }
     }
     let exit = exit_of(&previews);
     let advice: BTreeMap<_, _> =

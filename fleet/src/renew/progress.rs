@@ -53,10 +53,16 @@ impl Progress {
         }
     }
 
-    pub(super) fn done(&self, outcome: &Outcome) {
+    /// One identity is done with.
+    pub(super) fn done(&self, outcomes: &[Outcome]) {
         match self {
             Self::Bar(bar) => bar.inc(1),
-            Self::Lines => output::note(&format!("{}: {}", outcome.name, outcome.outcome.text())),
+            Self::Lines => {
+                for outcome in outcomes {
+                    let (name, key) = (&outcome.name, outcome.key_type);
+                    output::note(&format!("{name}: {key}: {}", outcome.outcome.text()));
+                }
+            }
             Self::Silent => {}
         }
     }
