@@ -12,6 +12,8 @@ mod failure;
 mod hub;
 mod identities;
 mod output;
+#[allow(dead_code, unused_imports, reason = "the commands that write pages come next")]
+mod page;
 mod renew;
 mod secrets;
 mod tokens;
