@@ -1,5 +1,7 @@
 //! The command line: names and flags are those of `az iot hub`, so that hands know them.
 
+mod modules;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +11,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use twinkey_contract::{Identity, KeySlot};
 
 use crate::output::Format;
+
+pub(crate) use modules::{ModuleIdentity, ModuleListArgs, OneModule};
 
 /// Longest wait that can be asked for: a day. Nobody sits in front of a command for longer.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -59,7 +63,7 @@ Examples:
     /// Look after device identities and renew their keys.
     #[command(subcommand)]
     DeviceIdentity(DeviceIdentity),
-    /// Look after module identities and renew their keys.
+    /// Look after the identities of a device's modules and renew their keys.
     #[command(subcommand)]
     ModuleIdentity(ModuleIdentity),
     /// Make a SAS token from a key.
@@ -93,7 +97,15 @@ pub(crate) enum DeviceIdentity {
     )]
     Show(OneDevice),
     /// List devices. Keys are shown as fingerprints.
-    #[command(after_help = "Examples:\n  twinkey device-identity list --login hub.txt --top 100")]
+    #[command(after_help = "\
+A hub lists 1000 devices at once with their keys. For more, they are found by queries, which show no keys: then the
+fingerprints are left out, unless --keys reads every device by itself. A hub takes 100 such reads a minute for each
+unit of tier S1 or S2, and 5000 in S3.
+
+Examples:
+  twinkey device-identity list --login hub.txt --top 100
+  twinkey device-identity list --login hub.txt --top all --output json
+  twinkey device-identity list --login hub.txt --top 2500 --keys")]
     List(ListArgs),
     /// Delete a device; it is cut off at once.
     #[command(after_help = "Examples:\n  twinkey device-identity delete -d pump-7 --login hub.txt --yes")]
@@ -123,18 +135,6 @@ Examples:
   twinkey device-identity renew-key -d pump-7 --key-type swap --yes --login hub.txt
   twinkey device-identity renew-key -d pump-7 --key-type both --force-dark pump-7 --login hub.txt")]
     RenewKey(RenewDeviceKeyArgs),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ModuleIdentity {
-    /// Renew a key of modules, hand it to them, and wait until they have proved that they live on it.
-    #[command(after_help = "\
-As device-identity renew-key does it; a module that has no agent of its own is refused.
-
-Examples:
-  twinkey module-identity renew-key -d pump-7 -m meter --key-type secondary --login hub.txt
-  twinkey module-identity renew-key -d pump-7 -m '*' --key-type primary --yes --login hub.txt")]
-    RenewKey(RenewModuleKeyArgs),
 }
 
 /// How to reach a hub.
@@ -250,9 +250,19 @@ pub(crate) struct CreateArgs {
 pub(crate) struct ListArgs {
     #[command(flatten)]
     pub(crate) hub: HubArgs,
-    /// Most devices to list; a hub gives 1000 at once.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub(crate) top: u16,
+    /// Most devices to list: a number, or `all` (az's -1).
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = parse_top, allow_negative_numbers = true)]
+    pub(crate) top: Top,
+    /// Read the keys of more than 1000 devices too, one by one.
+    #[arg(long)]
+    pub(crate) keys: bool,
+}
+
+/// How many devices to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Top {
+    First(usize),
+    All,
 }
 
 #[derive(Debug, Args)]
@@ -365,7 +375,7 @@ pub(crate) struct RenewModuleKeyArgs {
     #[arg(long, short, value_name = "ID", value_parser = parse_device_id)]
     pub(crate) device_id: String,
     /// Its modules; `*` stands for all that authenticate by symmetric keys.
-    #[arg(long, short, value_name = "ID", required = true, num_args = 1.., value_parser = parse_device_id)]
+    #[arg(long, short, value_name = "ID", required = true, num_args = 1.., value_parser = parse_module_id)]
     pub(crate) module_id: Vec<String>,
     #[command(flatten)]
     pub(crate) renew: RenewArgs,
@@ -469,6 +479,25 @@ fn parse_device_id(text: &str) -> Result<String, String> {
     Identity::new(text, None).map(|identity| identity.device_id).map_err(|e| e.to_string())
 }
 
+fn parse_module_id(text: &str) -> Result<String, String> {
+    // As for a device's.
+    if text == "." || text == ".." {
+        return Err("this id can't stand in a URL".to_owned());
+    }
+    let identity = Identity::new("d", Some(text)).map_err(|e| e.to_string())?;
+    identity.module_id.ok_or_else(|| "an id is needed".to_owned())
+}
+
+fn parse_top(text: &str) -> Result<Top, String> {
+    match text {
+        "all" | "-1" => Ok(Top::All),
+        _ => match text.parse() {
+            Ok(0) | Err(_) => Err("a number from 1, or `all`".to_owned()),
+            Ok(count) => Ok(Top::First(count)),
+        },
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -497,6 +526,18 @@ mod tests {
         for id in ["pump-7", "a.b", "...", "-.%_#*?!(),:=@$'+", &"x".repeat(128)] {
             assert!(parse_device_id(id).is_ok(), "{id:?}");
         }
+    }
+
+    #[test]
+    fn how_many_to_list_is_a_number_or_all() {
+        assert_eq!((parse_top("7"), parse_top("5000")), (Ok(Top::First(7)), Ok(Top::First(5000))));
+        assert_eq!((parse_top("all"), parse_top("-1")), (Ok(Top::All), Ok(Top::All)));
+        for odd in ["0", "-2", "", "many", "1.5"] {
+            assert!(parse_top(odd).is_err(), "{odd}");
+        }
+        let parse =
+            |args: &[&str]| Cli::try_parse_from(["twinkey", "device-identity", "list"].iter().chain(args));
+        assert!(parse(&["--top", "-1"]).is_ok() && parse(&["--top=-1", "--keys"]).is_ok());
     }
 
     #[test]

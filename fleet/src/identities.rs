@@ -1,74 +1,119 @@
-//! `device-identity create|show|list|delete|connection-string`. Keys are shown as fingerprints.
+//! `device-identity` and `module-identity`: create, show, list, delete, connection-string. Keys are shown as fingerprints.
 
-use serde_json::{Value, json};
+mod listing;
+mod shown;
+
+use serde_json::json;
 use twinkey_contract::Identity;
 use twinkey_contract::connection_string::DeviceConnectionString;
 
-use crate::cli::{ConnectionStringArgs, CreateArgs, DeleteArgs, DeviceStatus, ListArgs, OneDevice, SlotName};
+use crate::cli::{Destination, DeviceIdentity, DeviceStatus, HubArgs, ModuleIdentity, OneModule, SlotName};
 use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
-use crate::hub::{Device, RegistryKey};
-use crate::output::{self, Format, Table};
+use crate::output::{self, Format};
 use crate::secrets::{self, log_in};
 
-pub(crate) async fn create(args: &CreateArgs, format: Format) -> Result<Exit, Failure> {
-    let is_enabled = match args.status {
-        DeviceStatus::Enabled => true,
-        DeviceStatus::Disabled => false,
-    };
-    let device =
-        log_in(&args.device.hub)?.create_device(&device_of(&args.device.device_id)?, is_enabled).await?;
-    print_one(&device, format)
-}
-
-pub(crate) async fn show(args: &OneDevice, format: Format) -> Result<Exit, Failure> {
-    let device = log_in(&args.hub)?.device(&device_of(&args.device_id)?).await?;
-    print_one(&device, format)
-}
-
-pub(crate) async fn list(args: &ListArgs, format: Format) -> Result<Exit, Failure> {
-    let devices = log_in(&args.hub)?.devices(args.top).await?;
-    match format {
-        Format::Json => output::json(&devices.iter().map(without_keys).collect::<Vec<_>>())?,
-        Format::Table => print_table(&devices)?,
+/// What is asked of devices. Renewing their keys is not done here.
+pub(crate) async fn of_devices(command: DeviceIdentity, format: Format) -> Result<Exit, Failure> {
+    match command {
+        DeviceIdentity::Create(args) => {
+            let is_enabled = match args.status {
+                DeviceStatus::Enabled => true,
+                DeviceStatus::Disabled => false,
+            };
+            create(&args.device.hub, &device_of(&args.device.device_id)?, is_enabled, format).await
+        }
+        DeviceIdentity::Show(args) => show(&args.hub, &device_of(&args.device_id)?, format).await,
+        DeviceIdentity::List(args) => listing::devices(&args, format).await,
+        DeviceIdentity::Delete(args) => {
+            let identity = device_of(&args.device.device_id)?;
+            delete(&args.device.hub, &identity, args.etag.as_deref(), args.yes, format).await
+        }
+        DeviceIdentity::ConnectionString(args) => {
+            let identity = device_of(&args.device.device_id)?;
+            connection_string(&args.device.hub, identity, args.key_type, &args.destination, format).await
+        }
+        DeviceIdentity::RenewKey(args) => crate::renew::devices(args, format).await,
     }
-    if devices.len() >= usize::from(args.top) {
-        output::note(&format!("the first {} devices; there may be more", devices.len()));
+}
+
+/// What is asked of modules.
+pub(crate) async fn of_modules(command: ModuleIdentity, format: Format) -> Result<Exit, Failure> {
+    match command {
+        // A module is enabled as its device is.
+        ModuleIdentity::Create(args) => create(&args.hub, &module_of(&args)?, true, format).await,
+        ModuleIdentity::Show(args) => show(&args.hub, &module_of(&args)?, format).await,
+        ModuleIdentity::List(args) => listing::modules(&args, format).await,
+        ModuleIdentity::Delete(args) => {
+            let identity = module_of(&args.module)?;
+            delete(&args.module.hub, &identity, args.etag.as_deref(), args.yes, format).await
+        }
+        ModuleIdentity::ConnectionString(args) => {
+            let identity = module_of(&args.module)?;
+            connection_string(&args.module.hub, identity, args.key_type, &args.destination, format).await
+        }
+        ModuleIdentity::RenewKey(args) => crate::renew::modules(args, format).await,
+    }
+}
+
+async fn create(
+    hub: &HubArgs,
+    identity: &Identity,
+    is_enabled: bool,
+    format: Format,
+) -> Result<Exit, Failure> {
+    let device = log_in(hub)?.create_device(identity, is_enabled).await?;
+    shown::one(&device, format)
+}
+
+async fn show(hub: &HubArgs, identity: &Identity, format: Format) -> Result<Exit, Failure> {
+    let device = log_in(hub)?.device(identity).await?;
+    shown::one(&device, format)
+}
+
+async fn delete(
+    hub: &HubArgs,
+    identity: &Identity,
+    etag: Option<&str>,
+    is_sure: bool,
+    format: Format,
+) -> Result<Exit, Failure> {
+    let hub = log_in(hub)?;
+    if !is_sure {
+        let and_modules = if identity.module_id.is_some() { "" } else { ", its modules" };
+        confirm(&format!("Delete {identity}{and_modules}, its keys and its twin?"))?;
+    }
+    hub.delete_device(identity, etag).await?;
+    match format {
+        Format::Table => output::line(&format!("deleted {identity}"))?,
+        Format::Json => output::json(&shown::named(identity, json!({"deleted": true})))?,
     }
     Ok(Exit::Done)
 }
 
-pub(crate) async fn delete(args: &DeleteArgs, format: Format) -> Result<Exit, Failure> {
-    let hub = log_in(&args.device.hub)?;
-    let id = &args.device.device_id;
-    if !args.yes {
-        confirm(&format!("Delete {id}, its keys and its twin?"))?;
-    }
-    hub.delete_device(&device_of(id)?, args.etag.as_deref()).await?;
-    match format {
-        Format::Table => output::line(&format!("deleted {id}"))?,
-        Format::Json => output::json(&json!({"deviceId": id, "deleted": true}))?,
-    }
-    Ok(Exit::Done)
-}
-
-pub(crate) async fn connection_string(args: &ConnectionStringArgs, format: Format) -> Result<Exit, Failure> {
-    let hub = log_in(&args.device.hub)?;
-    let id = &args.device.device_id;
-    let identity = device_of(id)?;
+async fn connection_string(
+    hub: &HubArgs,
+    identity: Identity,
+    key_type: SlotName,
+    destination: &Destination,
+    format: Format,
+) -> Result<Exit, Failure> {
+    let hub = log_in(hub)?;
     let device = hub.device(&identity).await?;
-    let keys = device.keys().ok_or_else(|| Failure::failed(format!("{id} has no pair of symmetric keys")))?;
-    let key = match args.key_type {
+    let keys =
+        device.keys().ok_or_else(|| Failure::failed(format!("{identity} has no pair of symmetric keys")))?;
+    let key = match key_type {
         SlotName::Primary => keys.primary,
         SlotName::Secondary => keys.secondary,
     };
+    let written = shown::named(&identity, json!({"file": destination.out}));
     let host_name = hub.host_name().to_owned();
     let text = DeviceConnectionString { host_name, identity, key, gateway_host_name: None }.expose();
-    if let Some(path) = &args.destination.out {
+    if let Some(path) = &destination.out {
         secrets::write_new_file(path, &format!("{}\n", text.as_str()))?;
         match format {
             Format::Table => output::line(&format!("written to {}", path.display()))?,
-            Format::Json => output::json(&json!({"deviceId": id, "file": path}))?,
+            Format::Json => output::json(&written)?,
         }
     } else {
         match format {
@@ -83,61 +128,6 @@ fn device_of(id: &str) -> Result<Identity, Failure> {
     Identity::new(id, None).map_err(|e| Failure::usage(e.to_string()))
 }
 
-fn print_one(device: &Device, format: Format) -> Result<Exit, Failure> {
-    match format {
-        Format::Json => output::json(&without_keys(device))?,
-        Format::Table => print_table(std::slice::from_ref(device))?,
-    }
-    Ok(Exit::Done)
-}
-
-fn print_table(devices: &[Device]) -> Result<(), Failure> {
-    let mut table =
-        Table::new(&["DEVICE", "STATUS", "CONNECTION", "AUTHENTICATION", "PRIMARY", "SECONDARY", "ETAG"]);
-    for device in devices {
-        let (primary, secondary) = fingerprints(device);
-        let dash = |text: Option<&str>| text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned();
-        table.push([
-            device.device_id.clone(),
-            dash(device.status.as_deref()),
-            dash(device.connection_state.as_deref()),
-            dash(device.authentication.kind.as_deref()),
-            primary,
-            secondary,
-            dash(device.etag.as_deref()),
-        ]);
-    }
-    output::table(&table)
-}
-
-/// The identity as the hub shows it, with fingerprints in place of keys.
-fn without_keys(device: &Device) -> Value {
-    let (primary, secondary) = fingerprints(device);
-    let mut shown = json!({
-        "deviceId": device.device_id,
-        "etag": device.etag,
-        "status": device.status,
-        "connectionState": device.connection_state,
-        "authentication": {
-            "type": device.authentication.kind,
-            "primaryFingerprint": primary,
-            "secondaryFingerprint": secondary,
-        },
-    });
-    if let Some(map) = shown.as_object_mut() {
-        map.extend(device.rest.clone());
-    }
-    shown
-}
-
-fn fingerprints(device: &Device) -> (String, String) {
-    let text = |key: &RegistryKey| match key {
-        RegistryKey::Absent => "-".to_owned(),
-        RegistryKey::Unreadable => "unreadable".to_owned(),
-        RegistryKey::Key(_) => key.fingerprint().map_or_else(String::new, |print| print.to_string()),
-    };
-    match &device.authentication.symmetric_key {
-        Some(keys) => (text(&keys.primary_key), text(&keys.secondary_key)),
-        None => ("-".to_owned(), "-".to_owned()),
-    }
+fn module_of(args: &OneModule) -> Result<Identity, Failure> {
+    Identity::new(&args.device_id, Some(&args.module_id)).map_err(|e| Failure::usage(e.to_string()))
 }

@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, DeviceIdentity, ModuleIdentity};
+use cli::{Cli, Command};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
@@ -35,15 +35,8 @@ fn main() -> ExitCode {
         Command::VerifySasToken(args) => tokens::verify(&args, format),
         Command::Demo(args) => block_on(demo::run(args, format)),
         Command::Emulate(args) => block_on(emulate::run(args)),
-        Command::DeviceIdentity(DeviceIdentity::Create(args)) => block_on(identities::create(&args, format)),
-        Command::DeviceIdentity(DeviceIdentity::Show(args)) => block_on(identities::show(&args, format)),
-        Command::DeviceIdentity(DeviceIdentity::List(args)) => block_on(identities::list(&args, format)),
-        Command::DeviceIdentity(DeviceIdentity::Delete(args)) => block_on(identities::delete(&args, format)),
-        Command::DeviceIdentity(DeviceIdentity::ConnectionString(args)) => {
-            block_on(identities::connection_string(&args, format))
-        }
-        Command::DeviceIdentity(DeviceIdentity::RenewKey(args)) => block_on(renew::devices(args, format)),
-        Command::ModuleIdentity(ModuleIdentity::RenewKey(args)) => block_on(renew::modules(args, format)),
+        Command::DeviceIdentity(command) => block_on(identities::of_devices(command, format)),
+        Command::ModuleIdentity(command) => block_on(identities::of_modules(command, format)),
     };
     match result {
         Ok(exit) => exit.into(),
