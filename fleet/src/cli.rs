@@ -1,5 +1,6 @@
 //! The command line: names and flags are those of `az iot hub`, so that hands know them.
 
+mod fleet;
 mod modules;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use twinkey_contract::{Identity, KeySlot};
 
 use crate::output::Format;
 
+pub(crate) use fleet::{Fleet, RegistryReading, SelectionArgs, SortBy, StatusArgs};
 pub(crate) use modules::{ModuleIdentity, ModuleListArgs, OneModule};
 
 /// Longest wait that can be asked for: a day. Nobody sits in front of a command for longer.
@@ -66,6 +68,9 @@ Examples:
     /// Look after the identities of a device's modules and renew their keys.
     #[command(subcommand)]
     ModuleIdentity(ModuleIdentity),
+    /// Look at all devices together.
+    #[command(subcommand)]
+    Fleet(Fleet),
     /// Make a SAS token from a key.
     #[command(after_help = "\
 Examples:

@@ -3,6 +3,8 @@
 mod listing;
 mod shown;
 
+pub(crate) use listing::REGISTRY_LIST_MAX;
+
 use serde_json::json;
 use twinkey_contract::Identity;
 use twinkey_contract::connection_string::DeviceConnectionString;

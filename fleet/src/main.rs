@@ -1,7 +1,7 @@
 //! `twinkey`: renews the keys of Azure IoT Hub devices without a device ever going dark.
 //!
-//! `cli` says what can be asked, `hub` speaks to a hub, `renew` is the operator's order, `demo` tells the story,
-//! `output` prints.
+//! `cli` says what can be asked, `hub` speaks to a hub, `renew` is the operator's order, `status` looks at all devices,
+//! `page` makes pages for browsers, `demo` tells the story, `output` prints.
 
 mod cli;
 mod clock;
@@ -12,10 +12,11 @@ mod failure;
 mod hub;
 mod identities;
 mod output;
-#[allow(dead_code, unused_imports, reason = "the commands that write pages come next")]
+#[allow(dead_code, unused_imports, reason = "not every chart has a command yet")]
 mod page;
 mod renew;
 mod secrets;
+mod status;
 mod tokens;
 
 use std::ffi::OsString;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Fleet};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => block_on(demo::run(args, format)),
         Command::Emulate(args) => block_on(emulate::run(args)),
         Command::DeviceIdentity(command) => block_on(identities::of_devices(command, format)),
+        Command::Fleet(Fleet::Status(args)) => block_on(status::run(&args, format)),
         Command::ModuleIdentity(command) => block_on(identities::of_modules(command, format)),
     };
     match result {

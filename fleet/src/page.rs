@@ -17,6 +17,7 @@ use std::fmt::Write;
 
 pub(crate) use bars::{Bar, Bars, Histogram};
 pub(crate) use lines::{Lines, Series};
+pub(crate) use scale::moment;
 pub(crate) use table::{Cell, Table};
 
 const STYLE: &str = include_str!("page/style.css");

@@ -1,0 +1,229 @@
+//! What the hub is asked, in few calls: twins by pages, keys by the thousand, and one by one only where somebody wants that.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use twinkey_contract::Identity;
+
+use super::Row;
+use super::marks::Mark;
+use super::observed::{Observed, Registry};
+use crate::cli::{RegistryReading, StatusArgs};
+use crate::failure::Failure;
+use crate::hub::{Hub, HubError};
+use crate::identities::REGISTRY_LIST_MAX;
+use crate::output;
+
+/// Most twins on one page. A twin is at most 72 KB, and a page has to fit into one answer.
+const PAGE_LEN: u16 = 100;
+/// Up to so many single reads are made unasked; they take a minute at most of the smallest hub's quota.
+const SINGLE_READS_UNASKED_MAX: usize = 100;
+/// Reads of the registry that a hub takes in a minute for each unit of tier S1 or S2 (quotas, 2019).
+const READS_PER_MINUTE: usize = 100;
+/// Up to so many devices are read one by one rather than with a thousand others.
+const FEW_DEVICES: usize = 20;
+/// Between two pictures of the progress bar.
+const TICK: Duration = Duration::from_millis(200);
+
+/// The calls of one run.
+pub(crate) struct Reading<'a> {
+    hub: &'a Hub,
+    args: &'a StatusArgs,
+    progress: ProgressBar,
+    /// Why keys were not compared, where the hub refused it.
+    refusal: RefCell<Option<String>>,
+}
+
+impl<'a> Reading<'a> {
+    pub(crate) fn new(hub: &'a Hub, args: &'a StatusArgs) -> Self {
+        // It draws on stderr, and only on a terminal.
+        let progress = if args.no_progress { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}: {pos} [{elapsed}]") {
+            progress.set_style(style);
+        }
+        Self { hub, args, progress, refusal: RefCell::new(None) }
+    }
+
+    /// All twins that were asked for.
+    pub(crate) async fn twins(&self) -> Result<Vec<Observed>, Failure> {
+        self.progress.enable_steady_tick(TICK);
+        self.progress.set_message("twins");
+        let collections: &[&str] =
+            if self.args.modules { &["devices", "devices.modules"] } else { &["devices"] };
+        let (mut identities, mut unreadable) = (Vec::new(), 0_usize);
+        for collection in collections {
+            let query = match &self.args.target {
+                Some(condition) => format!("SELECT * FROM {collection} WHERE {condition}"),
+                None => format!("SELECT * FROM {collection}"),
+            };
+            let mut continuation = None;
+            loop {
+                let page = self.hub.query(&query, PAGE_LEN, continuation.as_deref()).await;
+                let page = page.map_err(|error| self.query_failure(error))?;
+                for row in page.items {
+                    match Observed::of_row(row) {
+                        Some(observed) => identities.push(observed),
+                        None => unreadable += 1,
+                    }
+                }
+                self.progress.set_position(identities.len() as u64);
+                continuation = page.continuation;
+                if continuation.is_none() {
+                    break;
+                }
+            }
+        }
+        self.progress.disable_steady_tick();
+        self.progress.finish_and_clear();
+        if unreadable > 0 {
+            output::warn(&format!("{unreadable} rows of the hub's answer were no twins, and are left out"));
+        }
+        Ok(identities)
+    }
+
+    /// Puts the registry's keys beside what was reported, as far as that was asked for or costs little.
+    pub(crate) async fn registry(&self, identities: &mut [Observed]) -> Result<(), Failure> {
+        let is_asked_for = match self.args.registry {
+            RegistryReading::Never => return Ok(()),
+            RegistryReading::Auto => false,
+            RegistryReading::Each => true,
+        };
+        if identities.is_empty() {
+            return Ok(());
+        }
+        match self.read_registry(identities, is_asked_for).await {
+            Err(error) if !is_asked_for && matches!(error.status(), Some(401 | 403)) => {
+                *self.refusal.borrow_mut() = Some(error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    async fn read_registry(&self, identities: &mut [Observed], is_asked_for: bool) -> Result<(), HubError> {
+        let devices = identities.iter().filter(|one| one.identity.module_id.is_none()).count();
+        let mut found = HashMap::new();
+        if devices > FEW_DEVICES {
+            let listed = self.hub.devices(REGISTRY_LIST_MAX).await?;
+            found.extend(listed.iter().map(|device| (device.device_id.clone(), Registry::of(device))));
+        }
+        for observed in identities.iter_mut().filter(|one| one.identity.module_id.is_none()) {
+            if let Some(registry) = found.remove(&observed.identity.device_id) {
+                observed.registry = registry;
+            }
+        }
+        let with_modules: BTreeSet<String> = identities
+            .iter()
+            .filter(|one| one.identity.module_id.is_some())
+            .map(|one| one.identity.device_id.clone())
+            .collect();
+        let is_open =
+            |one: &Observed| one.identity.module_id.is_none() && matches!(one.registry, Registry::NotRead);
+        let calls = identities.iter().filter(|one| is_open(one)).count() + with_modules.len();
+        if calls > SINGLE_READS_UNASKED_MAX {
+            if !is_asked_for {
+                return Ok(());
+            }
+            output::note(&format!(
+                "reading {calls} identities one by one: about {} minutes for each unit of tier S1 or S2",
+                calls.div_ceil(READS_PER_MINUTE)
+            ));
+        }
+        self.progress.reset();
+        self.progress.enable_steady_tick(TICK);
+        self.progress.set_message("registry");
+        for observed in identities.iter_mut().filter(|one| is_open(one)) {
+            match self.hub.device(&observed.identity).await {
+                Ok(device) => observed.registry = Registry::of(&device),
+                // Deleted since the query.
+                Err(error) if error.status() == Some(404) => {}
+                Err(error) => return Err(error),
+            }
+            self.progress.inc(1);
+        }
+        let mut modules: HashMap<Identity, Registry> = HashMap::new();
+        for device_id in with_modules {
+            match self.hub.modules(&device_id).await {
+                Ok(listed) => {
+                    modules.extend(listed.iter().map(|module| (module.identity(), Registry::of(module))));
+                }
+                Err(error) if error.status() == Some(404) => {}
+                Err(error) => return Err(error),
+            }
+            self.progress.inc(1);
+        }
+        for observed in identities.iter_mut() {
+            if let Some(registry) = modules.remove(&observed.identity) {
+                observed.registry = registry;
+            }
+        }
+        self.progress.disable_steady_tick();
+        self.progress.finish_and_clear();
+        Ok(())
+    }
+
+    /// Reads again, directly, what looks as if registry and report disagreed: queries answer from an index that is some
+    /// time behind, and a renewal may have gone on between the calls.
+    pub(crate) async fn look_again(
+        &self,
+        rows: &mut [Row],
+        judge: &impl Fn(Observed) -> Row,
+    ) -> Result<(), Failure> {
+        let disagreement = [Mark::KeyUnknown, Mark::SlotMismatch, Mark::ProofFails];
+        let doubtful = rows.iter_mut().filter(|row| row.marks.iter().any(|mark| disagreement.contains(mark)));
+        for row in doubtful.take(SINGLE_READS_UNASKED_MAX) {
+            let identity = row.observed.identity.clone();
+            // The twin first: nobody renews the key that it says is in use, so that key is in the registry a moment later.
+            let twin = match self.hub.twin(&identity).await {
+                Ok(twin) => twin,
+                Err(error) if error.status() == Some(404) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let device = match self.hub.device(&identity).await {
+                Ok(device) => device,
+                Err(error) if error.status() == Some(404) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let mut observed = Observed::of_twin(&twin, row.observed.authentication.clone());
+            observed.registry = Registry::of(&device);
+            *row = judge(observed);
+        }
+        Ok(())
+    }
+
+    /// Tells on stderr whose keys were not compared, and what to do about it.
+    pub(crate) fn say_what_was_left_out(&self, rows: &[Row]) {
+        if self.args.registry == RegistryReading::Never {
+            return;
+        }
+        let is_open = |row: &&Row| matches!(row.observed.registry, Registry::NotRead);
+        let open = rows.iter().filter(is_open).count();
+        if open == 0 {
+            return;
+        }
+        output::note(&match self.refusal.borrow().as_deref() {
+            Some(refusal) => {
+                format!("not compared with the registry, which this login may not read: {refusal}")
+            }
+            None => format!(
+                "{open} of {} not compared with the registry: --registry reads them one by one, in about {} minutes for each \
+                 unit of tier S1 or S2",
+                rows.len(),
+                open.div_ceil(READS_PER_MINUTE)
+            ),
+        });
+    }
+
+    fn query_failure(&self, error: HubError) -> Failure {
+        match &self.args.target {
+            Some(condition) if error.status() == Some(400) => Failure::usage(format!(
+                "--target {condition}: {error}"
+            ))
+            .next("write a condition as after WHERE in the hub's query language: \"tags.site = 'north'\""),
+            Some(_) | None => error.into(),
+        }
+    }
+}
