@@ -57,7 +57,7 @@ pub(crate) fn write(path: &Path, page: &Page) -> Result<(), Failure> {
 fn facts(page: &mut Page, summary: &Summary) {
     let without = summary.identities - summary.with_agent;
     let tone = |count: usize, tone| if count > 0 { tone } else { Tone::Good };
-    let age = |secs: Option<u64>| secs.map_or_else(|| "–".to_owned(), rough);
+    let age = |secs: Option<u64>| secs.map_or_else(|| "-".to_owned(), rough);
     let mut facts = vec![
         ("looked at", summary.identities.to_string(), Tone::Plain),
         ("connected", summary.connected.to_string(), Tone::Plain),
@@ -170,7 +170,7 @@ fn identities(listed: &[&Row], now: u64) -> Table {
         let report = row.observed.report();
         let active = report.and_then(|report| report.active);
         let fingerprint = |slot: Option<_>| {
-            Cell::code(slot.map_or_else(|| "–".to_owned(), |slot| shown::fingerprint(row, slot)))
+            Cell::code(slot.map_or_else(|| "-".to_owned(), |slot| shown::fingerprint(row, slot)))
         };
         let meanings: Vec<_> = row.marks.iter().map(|mark| mark.meaning()).collect();
         let tone = row.marks.first().map_or(Tone::Muted, |mark| mark.tone());
@@ -182,9 +182,9 @@ fn identities(listed: &[&Row], now: u64) -> Table {
                 Some(at) => contact.explained(moment(at)),
                 None => contact,
             },
-            Cell::new(active.map_or_else(|| "–".to_owned(), |slot| slot.to_string())),
+            Cell::new(active.map_or_else(|| "-".to_owned(), |slot| slot.to_string())),
             fingerprint(active),
-            Cell::new(row.observed.active_key_age(now).map_or_else(|| "–".to_owned(), rough)),
+            Cell::new(row.observed.active_key_age(now).map_or_else(|| "-".to_owned(), rough)),
             fingerprint(active.map(|slot| slot.other())),
             Cell::new(shown::rotation(row)),
             Cell::new(shown::offer(row, now)).tone(if row.observed.is_lagging() {

@@ -92,6 +92,21 @@ impl World {
         self.call(Method::PATCH, &format!("/twins/{id}?api-version=2021-04-12"), patch).await;
     }
 
+    /// Waits until the hub knows that this device is gone.
+    pub(crate) async fn until_disconnected(&self, id: &str) {
+        let wait = async {
+            loop {
+                let path = format!("/twins/{id}?api-version=2021-04-12");
+                let twin = self.call(Method::GET, &path, &json!(null)).await;
+                if twin["connectionState"] == "Disconnected" {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.unwrap();
+    }
+
     /// Both keys of a device (`d`) or module (`d/m`).
     pub(crate) async fn keys(&self, identity: &str) -> [Key; 2] {
         let path = identity.replacen('/', "/modules/", 1);
