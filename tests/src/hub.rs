@@ -1,5 +1,6 @@
 //! A hub for one test, and a caller of its REST interface.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,7 +23,10 @@ use crate::programs;
 use crate::waiting::{PATIENCE, until};
 
 /// Expiry of the service's token: the end of the year 2099.
-const FAR_FUTURE_UNIX_SECS: u64 = 4_102_444_799;
+pub(crate) const FAR_FUTURE_UNIX_SECS: u64 = 4_102_444_799;
+
+/// Most identities in one bulk request.
+const BATCH_MAX: usize = 100;
 
 /// The emulator, in this process or as `twinkey emulate`.
 #[derive(Debug)]
@@ -91,6 +95,16 @@ impl TestHub {
     /// The port of MQTT over TLS.
     pub fn mqtts_port(&self) -> u16 {
         port_of(&self.ready.mqtts)
+    }
+
+    /// Where MQTT over TLS is served.
+    pub fn mqtts(&self) -> SocketAddr {
+        self.ready.mqtts.parse().unwrap()
+    }
+
+    /// The hub's name in tokens and user names.
+    pub fn host_name(&self) -> &str {
+        &self.ready.host_name
     }
 
     /// The port of HTTPS.
@@ -170,6 +184,32 @@ impl TestHub {
         let answer = self.call(Method::PUT, &path("devices", identity), None, body).await;
         assert!(matches!(answer.status, 200 | 201), "{answer:?}");
         Keys::of(&answer.body)
+    }
+
+    /// Creates devices with these keys.
+    pub async fn create_many(&self, devices: &[(String, Keys)]) {
+        for batch in devices.chunks(BATCH_MAX) {
+            let entries = batch.iter().map(|(id, keys)| {
+                let keys = json!({"primaryKey": keys.primary, "secondaryKey": keys.secondary});
+                json!({"id": id, "importMode": "create", "status": "enabled",
+                    "authentication": {"type": "sas", "symmetricKey": keys}})
+            });
+            let answer = self.call(Method::POST, "/devices", None, entries.collect()).await.expect(200);
+            assert_eq!(answer["isSuccessful"], true, "{answer}");
+        }
+    }
+
+    /// How many devices fit a query's condition.
+    pub async fn count_devices(&self, condition: &str) -> u64 {
+        let query = format!("SELECT COUNT() AS devices FROM devices WHERE {condition}");
+        let rows = self.call(Method::POST, "/devices/query", None, json!({"query": query})).await.expect(200);
+        // Of no device there is no group.
+        rows.as_array().unwrap().first().map_or(0, |row| row["devices"].as_u64().unwrap())
+    }
+
+    /// How many twins hold an offer.
+    pub async fn offers_left(&self) -> u64 {
+        self.count_devices("is_defined(properties.desired.keyRenewal)").await
     }
 
     /// The keys in the registry.

@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod history;
 pub mod hub;
 pub mod leaks;
+pub mod light;
 pub mod mounted;
 pub mod offers;
 pub mod plot;

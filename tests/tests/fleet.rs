@@ -1,0 +1,145 @@
+//! A fleet of light devices on real MQTT connections, and the operator's real program: undisturbed, and with devices that
+//! misbehave while the operator is killed again and again. No device may be lost, and no key may stay in a twin.
+//!
+//! `TWINKEY_FLEET_DEVICES` and `TWINKEY_FLEET_KILLS` say how many; `TWINKEY_SEED` repeats a run's choices.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::collections::BTreeMap;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::time::{Instant, timeout};
+use twinkey_tests::chance::Chance;
+use twinkey_tests::gateway::text;
+use twinkey_tests::hub::TestHub;
+use twinkey_tests::light::{LightFleet, Manners};
+
+/// Devices of the undisturbed fleet.
+const SMOKE_DEVICES: usize = 200;
+const OPERATORS: usize = 4;
+/// Devices and kills without the variables.
+const DEVICES: usize = 40;
+const KILLS: u64 = 5;
+/// Runs that may be needed after everybody behaves.
+const RUNS_MAX: u32 = 10;
+/// Longest run of the operator's program, for each hundred devices.
+const RUN_MAX: Duration = Duration::from_secs(120);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_devices_move_to_new_keys_in_one_slot_and_then_in_the_other() {
+    let hub = TestHub::start().await;
+    let fleet =
+        LightFleet::start(&hub, SMOKE_DEVICES, &Manners::default(), &mut Chance::from_environment()).await;
+    for slot in ["secondary", "primary"] {
+        let began = Instant::now();
+        // Side by side, each with its part of the fleet: one renews four devices at a time.
+        let operators = fleet.ids().chunks(SMOKE_DEVICES / OPERATORS).map(|part| {
+            let command = renewal(&hub, part, slot, "30s");
+            let devices = part.len();
+            tokio::spawn(async move { (devices, run_to_its_end(command, devices).await) })
+        });
+        for operator in operators.collect::<Vec<_>>() {
+            let (devices, output) = operator.await.unwrap();
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            assert_eq!(outcomes(&output), BTreeMap::from([("renewed".to_owned(), devices)]));
+        }
+        println!("{slot}: {:.1} s, {:?}", began.elapsed().as_secs_f64(), fleet.counts());
+        assert_eq!(hub.offers_left().await, 0);
+    }
+    let counts = fleet.counts();
+    assert_eq!((counts.takeovers, counts.fallbacks, counts.refusals), (2 * SMOKE_DEVICES as u64, 0, 0));
+    assert_eq!(fleet.lost().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_device_of_a_bad_fleet_is_lost_and_no_key_stays_in_a_twin_when_the_operator_is_killed_again_and_again()
+ {
+    let devices = number("TWINKEY_FLEET_DEVICES").map_or(DEVICES, |number| usize::try_from(number).unwrap());
+    let kills = number("TWINKEY_FLEET_KILLS").unwrap_or(KILLS);
+    let mut chance = Chance::from_environment();
+    let hub = TestHub::start().await;
+    let fleet = LightFleet::start(&hub, devices, &Manners::MIXED, &mut chance).await;
+    let ids = fleet.ids();
+
+    // How long a run takes tells where it can be killed.
+    let began = Instant::now();
+    run_to_its_end(renewal(&hub, ids, "secondary", "2s"), devices).await;
+    let whole = began.elapsed();
+    for number in 0..kills {
+        let slot = if number % 2 == 0 { "primary" } else { "secondary" };
+        let mut operator = quiet(renewal(&hub, ids, slot, "2s")).spawn().unwrap();
+        // Random moments are what this is about.
+        tokio::time::sleep(chance.moment(whole)).await;
+        operator.kill().await.unwrap();
+    }
+    println!(
+        "{devices} devices, a run takes {:.1} s, {kills} kills: {:?}",
+        whole.as_secs_f64(),
+        fleet.counts()
+    );
+
+    fleet.behave();
+    for slot in ["secondary", "primary"] {
+        settle(&hub, ids, slot).await;
+    }
+    println!("at the end: {:?}", fleet.counts());
+    assert_eq!(hub.offers_left().await, 0);
+    assert_eq!(fleet.lost().await, [""; 0]);
+}
+
+/// Runs the operator's program until every device lives on its key of `slot` and holds no offer.
+async fn settle(hub: &TestHub, ids: &[String], slot: &str) {
+    let mut said = String::new();
+    for _ in 0..RUNS_MAX {
+        let output = run_to_its_end(renewal(hub, ids, slot, "20s"), ids.len()).await;
+        let active = format!("properties.reported.keyRenewal.active = '{slot}'");
+        if hub.count_devices(&active).await == ids.len() as u64 && hub.offers_left().await == 0 {
+            return;
+        }
+        said = format!("{:?}\n{}", outcomes(&output), text(&output.stderr));
+    }
+    panic!("the {slot} keys are not at their end after {RUNS_MAX} more runs: {said}");
+}
+
+fn renewal(hub: &TestHub, ids: &[String], slot: &str, patience: &str) -> Command {
+    let mut command =
+        hub.operator(&["device-identity", "renew-key", "--yes", "--no-progress", "--output", "json"]);
+    command.args(["--key-type", slot, "--timeout", patience, "--device-id"]).args(ids);
+    command
+}
+
+/// A command whose words nobody reads: it can be killed without a pipe that fills up.
+fn quiet(mut command: Command) -> Command {
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+async fn run_to_its_end(mut command: Command, devices: usize) -> Output {
+    let bound = RUN_MAX * (1 + u32::try_from(devices / 100).unwrap());
+    timeout(bound, command.output()).await.expect("the operator's program ends").unwrap()
+}
+
+/// How many devices came to which end.
+fn outcomes(output: &Output) -> BTreeMap<String, usize> {
+    let Ok(outcomes) = serde_json::from_slice::<Vec<Value>>(&output.stdout) else {
+        panic!("no outcomes: {}{}", text(&output.stdout), text(&output.stderr));
+    };
+    let mut count = BTreeMap::new();
+    for outcome in outcomes {
+        *count.entry(outcome["outcome"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    count
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a whole number")))
+}
