@@ -190,17 +190,17 @@ impl Device {
             if refusals == 0 {
                 self.report(line).await?;
             }
-            if break_point == Some(BreakPoint::BeforeTrial) {
+            if break_point == Some(BreakPoint::Trial) {
                 return Err(Parted::Away(Duration::ZERO));
             }
             match self.open(&key).await {
-                Ok(_) if break_point == Some(BreakPoint::BeforeKeeping) => {
+                Ok(_) if break_point == Some(BreakPoint::Keeping) => {
                     return Err(Parted::Away(Duration::ZERO));
                 }
                 Ok(taken_over) => {
                     self.ring.accepted(&key, unix_now());
                     self.count(|tally| &tally.takeovers);
-                    if break_point == Some(BreakPoint::BeforeReport) {
+                    if break_point == Some(BreakPoint::Report) {
                         return Err(Parted::Away(Duration::ZERO));
                     }
                     return Ok(Some(taken_over));

@@ -128,10 +128,9 @@ impl Line {
         hello.clean_session = false;
         hello.set_login(format!("{host}/{identity}/?api-version=2021-04-12"), token.expose());
         line.send(Packet::Connect(hello)).await?;
-        match line.next().await? {
-            Packet::ConnAck(answer) => Ok((line, answer.code)),
-            other => panic!("the hub answers CONNECT with {other:?}"),
-        }
+        let answer = line.next().await?;
+        let Packet::ConnAck(answer) = answer else { panic!("the hub answers CONNECT with {answer:?}") };
+        Ok((line, answer.code))
     }
 
     /// Subscribes to the twin; to be done after every connect.

@@ -39,15 +39,15 @@ pub(super) enum Manner {
 const LATE_MAX: Duration = Duration::from_secs(3);
 const AWAY_MAX: Duration = Duration::from_secs(4);
 
-/// Where a device breaks off.
+/// What a device breaks off before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BreakPoint {
     /// The key is kept, and was not tried.
-    BeforeTrial,
+    Trial,
     /// The hub has accepted the key, and the device forgets that it has.
-    BeforeKeeping,
+    Keeping,
     /// The acceptance is kept, and was not reported.
-    BeforeReport,
+    Report,
 }
 
 impl Manner {
@@ -82,9 +82,9 @@ pub(super) fn absence(chance: &mut Chance) -> Duration {
 impl BreakPoint {
     pub(super) fn draw(chance: &mut Chance) -> Self {
         match chance.below(3) {
-            0 => Self::BeforeTrial,
-            1 => Self::BeforeKeeping,
-            _ => Self::BeforeReport,
+            0 => Self::Trial,
+            1 => Self::Keeping,
+            _ => Self::Report,
         }
     }
 }
