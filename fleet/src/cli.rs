@@ -1,6 +1,7 @@
 //! The command line: names and flags are those of `az iot hub`, so that hands know them.
 
 mod fleet;
+mod manual;
 mod modules;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use twinkey_contract::{Identity, KeySlot};
 use crate::output::Format;
 
 pub(crate) use fleet::{Fleet, RegistryReading, SelectionArgs, SortBy, StatusArgs};
+pub(crate) use manual::{CompletionsArgs, ManArgs};
 pub(crate) use modules::{ModuleIdentity, ModuleListArgs, OneModule};
 
 /// Longest wait that can be asked for: a day. Nobody sits in front of a command for longer.
@@ -83,6 +85,16 @@ Examples:
   twinkey verify-sas-token --key-file key.txt --resource hub.azure-devices.net/devices/pump-7 < token.txt
   twinkey verify-sas-token --key-file key.txt --resource uri --now 1767225600 < token.txt")]
     VerifySasToken(VerifySasTokenArgs),
+    /// Print what makes a shell complete twinkey's commands.
+    #[command(after_help = "\
+Examples:
+  twinkey completions bash > /etc/bash_completion.d/twinkey
+  twinkey completions zsh > \"${fpath[1]}/_twinkey\"
+  twinkey completions fish > ~/.config/fish/completions/twinkey.fish")]
+    Completions(CompletionsArgs),
+    /// Write the manual's pages, one for each command.
+    #[command(after_help = "Examples:\n  twinkey man --out man1 && man -l man1/twinkey-fleet-status.1")]
+    Man(ManArgs),
     /// The agent inside the demo.
     #[command(hide = true, disable_help_flag = true)]
     AgentProcess {

@@ -11,6 +11,7 @@ mod emulate;
 mod failure;
 mod hub;
 mod identities;
+mod manual;
 mod output;
 #[allow(dead_code, unused_imports, reason = "not every chart has a command yet")]
 mod page;
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         Command::AgentProcess { args } => return run_agent(args),
         Command::GenerateSasToken(args) => tokens::generate(&args, format),
         Command::VerifySasToken(args) => tokens::verify(&args, format),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::Demo(args) => block_on(demo::run(args, format)),
         Command::Emulate(args) => block_on(emulate::run(args)),
         Command::DeviceIdentity(command) => block_on(identities::of_devices(command, format)),

@@ -60,6 +60,11 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
 
+/// A whole text on stdout, with its own line ends.
+pub(crate) fn text(text: &str) -> Result<(), Failure> {
+    print(text)
+}
+
 /// One line on stderr: progress or guidance.
 pub(crate) fn note(text: &str) {
     mention(&format!("{text}\n"));
