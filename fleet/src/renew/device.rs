@@ -214,7 +214,8 @@ async fn attempt(
         }
         Answered::Rejected { twin, status, reason } => {
             hold.offer = Some(rotation);
-            clear(hub, identity, *twin, std::mem::take(hold), &renewer.own, None).await?;
+            clear(hub, identity, *twin, *hold, &renewer.own, None).await?;
+            *hold = Hold::default();
             return Err(Stop::Rejected { status, reason });
         }
     }
@@ -222,7 +223,8 @@ async fn attempt(
         renewer.carry(known, std::mem::take(hold), job.mark.clone());
     } else {
         watch(Event::Step("erasing the offer"));
-        clear(hub, identity, known.twin, std::mem::take(hold), &renewer.own, job.mark.as_ref()).await?;
+        clear(hub, identity, known.twin, *hold, &renewer.own, job.mark.as_ref()).await?;
+        *hold = Hold::default();
     }
     Ok(if job.key_type == KeyType::Swap { Ending::Swapped } else { Ending::Renewed })
 }
@@ -326,8 +328,9 @@ async fn prepare(
             trace.rotation = rotation.or(decision.report.as_ref().and_then(|report| report.rotation));
             trace.lives_in = decision.report.as_ref().and_then(|report| report.active);
             trace.after = Some(known.keys);
-            let standing = Hold { offer: rotation.or(hold.offer), ..std::mem::take(hold) };
-            clear(&renewer.hub, id, known.twin, standing, &renewer.own, job.mark.as_ref()).await?;
+            hold.offer = rotation.or(hold.offer);
+            clear(&renewer.hub, id, known.twin, *hold, &renewer.own, job.mark.as_ref()).await?;
+            *hold = Hold::default();
             return Ok(Prepared::Ended(Ending::Settled));
         }
         Plan::Renew { change, offer, in_spite_of } => {
@@ -448,7 +451,7 @@ pub(super) async fn clear(
     for _ in 0..ERASE_ATTEMPTS_MAX {
         let erases = hold.offer.is_some_and(|rotation| stands(&twin, rotation));
         let mut tags = Map::new();
-        if hold.lease.is_some() && lease::is_held(&twin, own) {
+        if (hold.lease.is_some() || erases) && lease::is_nobody_elses(&twin, own) {
             tags.insert("lease".to_owned(), Value::Null);
         }
         if let Some(mark) = mark {

@@ -80,9 +80,9 @@ pub(super) fn check(identity: &Identity, twin: &Twin, own: &str) -> Result<(), S
     }
 }
 
-/// Whether the twin shows a lease of this run's.
-pub(super) fn is_held(twin: &Twin, own: &str) -> bool {
-    Lease::read(&twin.tags).is_some_and(|lease| lease.by == own)
+/// Whether the twin shows a lease that is this run's, or of a run that is gone.
+pub(super) fn is_nobody_elses(twin: &Twin, own: &str) -> bool {
+    Lease::read(&twin.tags).is_some_and(|lease| !lease.is_in_the_way(own, unix_now_secs()))
 }
 
 /// Takes the lease, or makes it last longer, and brings the newest twin. `twin` is the one that was seen last.

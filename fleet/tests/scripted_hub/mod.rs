@@ -1,6 +1,8 @@
 //! A hub of which a test decides every word: a registry, twins whose agents obey, refuse or keep silent, and canned
 //! answers. HTTP/1.1 over TLS, one request per connection.
 
+#![allow(dead_code, reason = "each test takes what it needs")]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
