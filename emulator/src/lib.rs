@@ -84,6 +84,7 @@ mod methods;
 mod mqtt;
 mod options;
 mod policies;
+mod puppets;
 mod query;
 mod refusal;
 mod registry;

@@ -55,6 +55,8 @@ pub(crate) struct Identity {
     pub(crate) session: Option<Session>,
     pub(crate) queue: Queue,
     pub(crate) live: Option<Live>,
+    /// It is played by the operator, and looks connected.
+    pub(crate) is_puppet: bool,
     /// What configurations have made of the twin.
     pub(crate) configured: Option<Box<Configured>>,
 }
@@ -72,7 +74,7 @@ impl Identity {
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.live.is_some()
+        self.live.is_some() || self.is_puppet
     }
 }
 
@@ -200,6 +202,7 @@ impl Registry {
             session: None,
             queue: Queue::default(),
             live: None,
+            is_puppet: false,
             configured: None,
         };
         self.touched.add(id);

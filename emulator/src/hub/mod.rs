@@ -7,6 +7,7 @@ mod admission;
 mod configure;
 mod exchange;
 mod jobs;
+mod puppets;
 mod search;
 mod service;
 mod weather;
@@ -22,6 +23,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 pub(crate) use admission::{Connection, Refused};
 pub(crate) use configure::Measured;
 pub(crate) use exchange::{Answers, Ending, TELEMETRY_LEN_MAX};
+pub(crate) use puppets::Act;
 pub(crate) use service::{CloudMessage, MethodCall};
 pub(crate) use weather::{Stillness, Weather};
 
@@ -37,6 +39,7 @@ use crate::keys::{Key, KeySlot};
 use crate::methods::Methods;
 use crate::options::Options;
 use crate::policies::Policies;
+use crate::puppets::Puppets;
 use crate::registry::{Registry, Status};
 use crate::strangers::Strangers;
 use crate::telemetry::TelemetryStore;
@@ -82,6 +85,7 @@ pub(crate) struct State {
     pub(crate) configurations: Configurations,
     pub(crate) jobs: Jobs,
     methods: Methods,
+    puppets: Puppets,
     stamps: Stamps,
 }
 
@@ -178,6 +182,7 @@ impl Hub {
             configurations,
             jobs: Jobs::default(),
             methods: Methods::default(),
+            puppets: Puppets::default(),
             stamps,
         };
         let strangers = Strangers::new(options.strangers_max);
@@ -221,6 +226,9 @@ impl State {
         let Some(identity) = self.registry.find_mut(id) else {
             return false;
         };
+        if std::mem::take(&mut identity.is_puppet) {
+            self.puppets.forget(id);
+        }
         let Some(live) = identity.live.take() else {
             return false;
         };
@@ -264,8 +272,11 @@ impl State {
         sent
     }
 
-    /// Tells a connected and subscribed device that its desired properties changed.
+    /// Tells a connected and subscribed device, or whoever plays it, that its desired properties changed.
     fn notify_desired(&mut self, id: &IdentityId, body: &serde_json::Value, version: u64) {
+        if self.registry.find(id).is_some_and(|identity| identity.is_puppet) {
+            return self.puppets.note(id);
+        }
         let publish = Publish::new(topics::desired(version), QoS::AtMostOnce, body.to_string());
         self.send(id, Filter::Desired, publish);
     }

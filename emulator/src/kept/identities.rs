@@ -145,6 +145,7 @@ fn stamp(identity: &Identity) -> u64 {
         session: _,
         queue,
         live: _,
+        is_puppet: _,
         configured,
     } = identity;
     let mut hasher = DefaultHasher::new();
@@ -217,6 +218,7 @@ fn identity(record: Record<Twin>, clock: &Clock) -> Option<Identity> {
         session: None,
         queue: Queue::of(messages?),
         live: None,
+        is_puppet: false,
     })
 }
 

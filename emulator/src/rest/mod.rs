@@ -7,6 +7,7 @@ mod identity_body;
 mod jobs;
 mod operator;
 mod provisioning;
+mod puppets;
 mod queries;
 mod routes;
 mod twins;

@@ -5,7 +5,8 @@ use hyper::Method;
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Call, Reply, Service, bulk, configurations, devices, jobs, operator, provisioning, queries, twins,
+    Call, Reply, Service, bulk, configurations, devices, jobs, operator, provisioning, puppets, queries,
+    twins,
 };
 use crate::identity::{ID_SIGNS, IdentityId};
 use crate::policies::Right;
@@ -44,6 +45,7 @@ pub(super) enum Route {
     LeftOut(&'static str),
     Operator(operator::Endpoint),
     Provisioning(provisioning::Endpoint),
+    Puppets(puppets::Endpoint),
 }
 
 impl Route {
@@ -59,13 +61,7 @@ impl Route {
         let decoded = decoded.ok_or_else(unknown)?;
         let segments: Vec<&str> = decoded.iter().map(String::as_str).collect();
         Ok(match (method.as_str(), segments.as_slice()) {
-            (method, ["$emulator", path @ ..]) => match provisioning::Endpoint::find(method, path) {
-                Some(endpoint) => Self::Provisioning(endpoint),
-                None => match path {
-                    [name] => Self::Operator(operator::Endpoint::find(method, name).ok_or_else(unknown)?),
-                    _ => return Err(unknown()),
-                },
-            },
+            (method, ["$emulator", path @ ..]) => Self::operator(method, path).ok_or_else(unknown)?,
             // azure-iothub for Node 1.16 asks with the slash (`endpoint.js`, a device's path without the device).
             ("GET", ["devices"] | ["devices", ""]) => Self::ListDevices,
             ("POST", ["devices"]) => Self::ChangeDevices,
@@ -104,6 +100,16 @@ impl Route {
             ("GET", ["messages", "serviceBound", "feedback"]) => Self::ReadFeedback,
             _ => return Err(unknown()),
         })
+    }
+
+    fn operator(method: &str, path: &[&str]) -> Option<Self> {
+        let provisioning = provisioning::Endpoint::find(method, path).map(Self::Provisioning);
+        let puppets = || puppets::Endpoint::find(method, path).map(Self::Puppets);
+        let others = || match path {
+            [name] => operator::Endpoint::find(method, name).map(Self::Operator),
+            _ => None,
+        };
+        provisioning.or_else(puppets).or_else(others)
     }
 
     fn identity(method: &str, id: IdentityId) -> Option<Self> {
@@ -156,7 +162,7 @@ impl Route {
             | Self::PatchTwin(_)
             | Self::ReplaceTwin(_)
             | Self::CallMethod(_) => Some(Right::ServiceConnect),
-            Self::Operator(_) | Self::Provisioning(_) => None,
+            Self::Operator(_) | Self::Provisioning(_) | Self::Puppets(_) => None,
         }
     }
 
@@ -195,6 +201,7 @@ impl Route {
             }
             Self::Operator(endpoint) => endpoint.call(service, &call),
             Self::Provisioning(endpoint) => endpoint.call(hub, &call),
+            Self::Puppets(endpoint) => endpoint.call(hub, &call).await,
         }
     }
 }
