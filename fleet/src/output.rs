@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use crate::failure::Failure;
 
@@ -37,12 +38,14 @@ impl Table {
     fn render(&self, bold_header: bool) -> String {
         let width_of = |column: usize, title: &str| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).chain([title.chars().count()]).max().unwrap_or(0)
+            cells.map(|cell| cell.width()).chain([title.width()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> =
             self.header.iter().enumerate().map(|(i, title)| width_of(i, title)).collect();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
-            let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}", width = *width));
+            let padded = cells
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell}{}", " ".repeat(width.saturating_sub(cell.width()))));
             padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
         };
         let header = line(&mut self.header.iter().copied());
@@ -106,14 +109,24 @@ pub(crate) fn failure(failure: &Failure) {
     }
 }
 
-/// Whether this stream shows colour: a terminal, and nobody set `NO_COLOR` (<https://no-color.org>).
+/// Whether this stream shows colour: a terminal that can, and nobody set `NO_COLOR` (<https://no-color.org>).
 pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
-    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    stream.is_terminal()
+        && std::env::var_os("TERM").is_none_or(|kind| kind != "dumb")
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Text from the hub or a file, made safe for a terminal: control characters could rewrite the screen.
+/// Text from the hub or a file, made safe for a terminal: control characters could rewrite the screen, and others make
+/// text look like another.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if is_acted_upon(c) { ' ' } else { c }).collect()
+}
+
+/// Whether terminals and browsers act on this character instead of showing it: controls, and what is invisible or turns
+/// the direction of the text that follows (Unicode Standard Annex 9).
+pub(crate) fn is_acted_upon(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 fn print(text: &str) -> Result<(), Failure> {
@@ -146,5 +159,13 @@ mod tests {
             "DEVICE            STATUS\npump-7            enabled\nlong-device-name  dis [2Jabled\n";
         assert_eq!(table.render(false), expected);
         assert!(table.render(true).starts_with("\x1b[1mDEVICE"));
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns_and_invisible_ones_do_not_get_through() {
+        let mut table = Table::new(&["NAME", "STATUS"]);
+        table.push(["泵泵泵".to_owned(), "a".to_owned()]);
+        table.push(["e\u{301}t\u{202e}x".to_owned(), "b".to_owned()]);
+        assert_eq!(table.render(false), "NAME    STATUS\n泵泵泵  a\ne\u{301}t x    b\n");
     }
 }

@@ -15,6 +15,8 @@ mod table;
 
 use std::fmt::Write;
 
+use crate::output::is_acted_upon;
+
 pub(crate) use bars::{Bar, Bars, Histogram};
 pub(crate) use lines::{Lines, Series};
 pub(crate) use scale::moment;
@@ -186,10 +188,7 @@ pub(crate) fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
-                escaped.push(char::REPLACEMENT_CHARACTER);
-            }
-            c if c.is_control() => escaped.push(char::REPLACEMENT_CHARACTER),
+            c if is_acted_upon(c) => escaped.push(char::REPLACEMENT_CHARACTER),
             c => escaped.push(c),
         }
     }

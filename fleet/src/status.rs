@@ -32,6 +32,7 @@ pub(crate) struct Row {
 }
 
 pub(crate) async fn run(args: &StatusArgs, format: Format) -> Result<Exit, Failure> {
+    args.html.as_deref().map(html::check).transpose()?;
     let earlier = args.since.as_deref().map(Earlier::read).transpose()?;
     let hub = log_in(&args.hub)?;
     let reading = Reading::new(&hub, args);

@@ -143,7 +143,10 @@ async fn the_table_has_a_line_for_each_device_and_ends_with_the_summary() {
     assert!(lines[4].contains("key-unknown, slot-mismatch"), "{table}");
     assert!(table.contains("6 looked at: 5 with an agent, 1 without"), "{table}");
     assert!(
-        table.contains("oldest 100d") && !table.contains('\u{1b}') && !table.contains("script"),
+        table.contains("1 offer-plain: a key stands unsealed")
+            && table.contains("oldest 100d")
+            && !table.contains('\u{1b}')
+            && !table.contains("script"),
         "{table}"
     );
     let listed = world.run_ok(&["fleet", "status", "--marked"]).await;
@@ -163,9 +166,11 @@ async fn the_page_shows_what_the_table_shows_and_replaces_the_one_of_yesterday()
         assert!(page.contains(part), "{part}");
     }
     assert!(!page.contains("<script"));
-    let nowhere = world.run(&["fleet", "status", "--html", "/nonexistent/fleet.html"]).await;
-    assert_eq!(exit(&nowhere), 1);
-    assert!(text(&nowhere.stderr).contains("/nonexistent"), "{}", text(&nowhere.stderr));
+    for impossible in ["/nonexistent/fleet.html", "/proc", file.join("x").to_str().unwrap()] {
+        let refused = world.run(&["fleet", "status", "--html", impossible]).await;
+        assert_eq!(exit(&refused), 2, "{impossible}");
+        assert!(refused.stdout.is_empty() && text(&refused.stderr).contains(impossible), "{impossible}");
+    }
     world.hub.shutdown().await;
 }
 

@@ -37,6 +37,23 @@ pub(crate) fn page(
     page
 }
 
+/// Fails early where no page could be written: before a large hub is read.
+pub(crate) fn check(path: &Path) -> Result<(), Failure> {
+    let dir = dir_of(path);
+    let problem = match (fs::metadata(path), fs::metadata(dir)) {
+        (Ok(metadata), _) if metadata.is_dir() => "it is a directory".to_owned(),
+        (_, Ok(metadata)) if metadata.is_dir() => return Ok(()),
+        (_, Ok(_)) => format!("{} is no directory", dir.display()),
+        (_, Err(e)) => format!("{}: {e}", dir.display()),
+    };
+    Err(Failure::usage(format!("--html {}: {problem}", path.display())).next("name a file to write"))
+}
+
+/// Where a file is or will be.
+fn dir_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Replaces the file as a whole, or leaves it as it was. What is no file, such as a pipe, is written to.
 pub(crate) fn write(path: &Path, page: &Page) -> Result<(), Failure> {
     let fail = |e: io::Error| {
@@ -46,10 +63,10 @@ pub(crate) fn write(path: &Path, page: &Page) -> Result<(), Failure> {
     if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return fs::write(path, html).map_err(fail);
     }
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // As any new file: what others may do with it is up to the umask.
     let permissions = Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().permissions(permissions).tempfile_in(dir).map_err(fail)?;
+    let mut file =
+        tempfile::Builder::new().permissions(permissions).tempfile_in(dir_of(path)).map_err(fail)?;
     file.write_all(html.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
     file.persist(path).map(drop).map_err(|e| fail(e.error))
 }

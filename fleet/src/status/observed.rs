@@ -94,6 +94,11 @@ impl Observed {
         self.status.as_deref().is_some_and(|status| status.eq_ignore_ascii_case("disabled"))
     }
 
+    /// Whether it authenticates by keys at all, and not by certificate.
+    pub(crate) fn uses_keys(&self) -> bool {
+        self.authentication.as_deref().is_none_or(|kind| kind.eq_ignore_ascii_case("sas"))
+    }
+
     /// Whether some agent has been there, of whatever kind.
     pub(crate) fn has_agent(&self) -> bool {
         !matches!(self.reported, Reported::Nothing)

@@ -26,9 +26,9 @@ pub(crate) fn select<'a>(rows: &'a [Row], args: &SelectionArgs, now: u64) -> Vec
 
 fn is_selected(row: &Row, args: &SelectionArgs, now: u64) -> bool {
     let observed = &row.observed;
-    let is_older = args
-        .older_than
-        .is_none_or(|limit| observed.active_key_age(now).is_none_or(|age| age > limit.as_secs()));
+    let is_older = args.older_than.is_none_or(|limit| {
+        observed.uses_keys() && observed.active_key_age(now).is_none_or(|age| age > limit.as_secs())
+    });
     is_older
         && (!args.lagging || observed.is_lagging())
         && (!args.marked || !row.marks.is_empty())
@@ -106,6 +106,15 @@ mod tests {
         assert_eq!(ids(&rows(), &by_age), ["b", "a", "c", "nobody"]);
         let reversed = SelectionArgs { reverse: true, ..by_age };
         assert_eq!(ids(&rows(), &reversed), ["a", "b", "c", "nobody"]);
+    }
+
+    #[test]
+    fn a_device_with_a_certificate_has_no_key_that_could_be_old() {
+        let mut rows = rows();
+        rows[2].observed.authentication = Some("selfSigned".to_owned());
+        let older_than = Some(std::time::Duration::from_secs(0));
+        let older = SelectionArgs { older_than, ..SelectionArgs::default() };
+        assert_eq!(ids(&rows, &older), ["a", "b", "c"]);
     }
 
     #[test]

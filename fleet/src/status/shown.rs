@@ -41,7 +41,8 @@ pub(crate) fn table(rows: &[&Row], now: u64) -> Table {
 pub(super) fn agent(row: &Row) -> String {
     use super::observed::Reported;
     match &row.observed.reported {
-        Reported::Nothing => dash(),
+        Reported::Nothing if row.observed.uses_keys() => dash(),
+        Reported::Nothing => "certificate".to_owned(),
         Reported::Report(report) => report.agent.clone(),
         Reported::OtherContract(version) => format!("contract {version}"),
         Reported::Unreadable => "unreadable".to_owned(),

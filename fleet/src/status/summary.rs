@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::Row;
+use super::marks::Mark;
 use super::observed::Registry;
 
 /// Counts.
@@ -15,6 +16,8 @@ pub(crate) struct Summary {
     pub(crate) connected: usize,
     pub(crate) disabled: usize,
     pub(crate) with_agent: usize,
+    /// They authenticate by certificate, so there is nothing to renew.
+    pub(crate) without_keys: usize,
     pub(crate) lagging: usize,
     pub(crate) marked: usize,
     /// Marks by code; one identity may have several.
@@ -48,6 +51,7 @@ impl Summary {
             summary.connected += usize::from(observed.is_connected);
             summary.disabled += usize::from(observed.is_disabled());
             summary.with_agent += usize::from(observed.has_agent());
+            summary.without_keys += usize::from(!observed.uses_keys());
             summary.lagging += usize::from(observed.is_lagging());
             summary.marked += usize::from(!marks.is_empty());
             summary.not_compared += usize::from(matches!(observed.registry, Registry::NotRead));
@@ -76,10 +80,13 @@ impl Summary {
     /// For people, in a few lines.
     pub(crate) fn lines(&self) -> Vec<String> {
         let without = self.identities - self.with_agent;
-        let disabled =
-            if self.disabled > 0 { format!(", {} disabled", self.disabled) } else { String::new() };
+        let also = |count: usize, what: &str| {
+            if count > 0 { format!(", {count} {what}") } else { String::new() }
+        };
+        let certificates = also(self.without_keys, "by certificate");
+        let disabled = also(self.disabled, "disabled");
         let mut lines = vec![format!(
-            "{} looked at: {} with an agent, {without} without; {} connected{disabled}; {} lagging; {} marked",
+            "{} looked at: {} with an agent, {without} without{certificates}; {} connected{disabled}; {} lagging; {} marked",
             self.identities, self.with_agent, self.connected, self.lagging, self.marked
         )];
         if let Ages {
@@ -95,10 +102,8 @@ impl Summary {
             lines
                 .push(format!("keys in use: youngest {youngest}, median {median}, oldest {oldest}{unknown}"));
         }
-        if !self.marks.is_empty() {
-            let told: Vec<_> = self.marks.iter().map(|(code, count)| format!("{count} {code}")).collect();
-            lines.push(format!("marks: {}", told.join(", ")));
-        }
+        let present = Mark::ALL.into_iter().filter_map(|mark| Some((mark, self.marks.get(mark.code())?)));
+        lines.extend(present.map(|(mark, count)| format!("{count} {}: {}", mark.code(), mark.meaning())));
         lines
     }
 }
