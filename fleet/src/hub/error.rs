@@ -1,10 +1,11 @@
 //! What can go wrong between here and the hub, whose fault it is, and what to do about it.
 
+use std::error::Error;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::RETRY_AFTER_MAX;
+use super::pace::RETRY_AFTER_MAX;
 use crate::failure::{Failure, chain};
 
 /// Longest part of a hub's error text that is shown, in characters: more is a page, not a message.
@@ -26,8 +27,19 @@ pub(crate) enum HubError {
     // The cause is reduced to its position: it may quote the value, which may be a key.
     #[error("the answer to {call} is not what a hub answers (line {line}, column {column})")]
     Malformed { call: String, line: usize, column: usize },
+    /// Also of a call that was not sent because the hub has not answered others.
     #[error("{call} did not reach the hub")]
-    Unreached { call: String, source: reqwest::Error },
+    Unreached { call: String, source: Box<dyn Error + Send + Sync> },
+    /// What it was decided on may be out of date by now. It had no effect.
+    #[error("{call} was not sent: its turn did not come within {max_secs} s")]
+    NotInTime {
+        call: String,
+        max_secs: u64,
+        /// When the hub's limits are likely to leave room.
+        again_in: Duration,
+    },
+    #[error("the query has no end: after {pages} pages there is always another one")]
+    Endless { pages: usize },
     #[error("{call} was not sent: the certificate that the hub shows is not to be trusted")]
     Untrusted { call: String, source: reqwest::Error },
     #[error("no answer to {call}")]
@@ -67,6 +79,8 @@ impl HubError {
             | Self::Cut { .. }
             | Self::TooLong { .. }
             | Self::Malformed { .. }
+            | Self::NotInTime { .. }
+            | Self::Endless { .. }
             | Self::Unreached { .. }
             | Self::Untrusted { .. }
             | Self::Unanswered { .. }
@@ -81,7 +95,9 @@ impl HubError {
                 Some(retry_after.unwrap_or(LOOK_PAUSE)).filter(|pause| *pause <= RETRY_AFTER_MAX)
             }
             Self::Unreached { .. } => Some(LOOK_PAUSE),
-            Self::Answer { .. }
+            Self::NotInTime { again_in, .. } => Some(LOOK_PAUSE.max(*again_in)),
+            Self::Endless { .. }
+            | Self::Answer { .. }
             | Self::Foreign { .. }
             | Self::Cut { .. }
             | Self::TooLong { .. }
@@ -99,9 +115,13 @@ impl HubError {
             Self::Cut { .. } | Self::TooLong { .. } | Self::Malformed { .. } | Self::Unanswered { .. } => {
                 true
             }
-            Self::Foreign { .. } | Self::Unreached { .. } | Self::Untrusted { .. } | Self::Token { .. } => {
-                false
-            }
+            // A proxy's page about the hub behind it, which did not answer the proxy in time.
+            Self::Foreign { status, .. } => *status >= 500,
+            Self::Unreached { .. }
+            | Self::NotInTime { .. }
+            | Self::Endless { .. }
+            | Self::Untrusted { .. }
+            | Self::Token { .. } => false,
         }
     }
 
@@ -137,6 +157,12 @@ impl HubError {
                 "the hub may or may not have done it: run the same command again, which is safe"
             }
             Self::Malformed { .. } => "check that HostName in the login file names an IoT hub",
+            Self::NotInTime { .. } => {
+                "other calls use up the hub's limits: wait a minute, and take fewer devices in one run"
+            }
+            Self::Endless { .. } => {
+                "narrow the query down; if it is narrow, ask Azure's support about this hub"
+            }
             Self::Unreached { .. } => "check HostName and port in the login file, DNS, proxy and firewall",
             Self::Untrusted { .. } => {
                 "for a hub with a private CA give --ca-file; otherwise somebody stands between here and the hub, or the \

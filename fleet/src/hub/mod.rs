@@ -1,33 +1,53 @@
 //! A hub's REST interface as the operator needs it: identities, keys, twins. What to do in which order is
 //! decided elsewhere (`renew`).
 //!
-//! Every call is bounded in time and size. A call is repeated, with growing and jittered pauses, when the hub
-//! says 429 (then it has done nothing) or was never reached; a call that may be made twice is also repeated
-//! after a 5xx or a broken connection.
+//! Every call is bounded in size, and in time from its turn on. Calls wait for their turn, in order, for each category
+//! of the hub's limits by itself (`limits`, `line`, `pace`, `window`); one 429 slows down all calls of its category, and a hub that does not
+//! answer is asked by one call at a time (`circuit`).
+//!
+//! A call is repeated when the hub says 429 (then it has done nothing), and with growing and jittered pauses when it was
+//! never reached; a call that may be made twice is also repeated after a 5xx or a broken connection.
 
+mod call;
+mod circuit;
 mod error;
+#[cfg(test)]
+mod hub_tests;
+mod limits;
+mod line;
+#[cfg(test)]
+mod line_tests;
+mod pace;
+#[cfg(test)]
+mod pace_tests;
 mod registry;
 mod transport;
+mod window;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::utf8_percent_encode;
 use reqwest::Method;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, IF_MATCH};
-use serde::Serialize;
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
 use twinkey_contract::connection_string::ServiceConnectionString;
 use twinkey_contract::{Identity, KeySlot};
 use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
-use zeroize::Zeroizing;
 
 use crate::clock::unix_now_secs;
 use crate::failure::Failure;
 
+use call::{Call, ID_ENCODING, Repeat, identity_path, outcome, pause_before_retry, twin_path};
+use circuit::Circuit;
 pub(crate) use error::HubError;
+pub(crate) use limits::{Category, Limits, Tier};
+pub(crate) use line::Usage;
+use line::{Flight, Lines, Outcome};
 pub(crate) use registry::{Device, KeyPair, Page, Regenerated, RegistryKey, Twin};
+use transport::ANSWER_TIMEOUT_SECS;
 pub(crate) use transport::{Answer, CaFile, Transport, describe};
 
 /// The version of the registry's and the twins' interface that the official SDKs speak.
@@ -36,21 +56,18 @@ const API_VERSION: &str = "2021-04-12";
 const API_VERSION_REGENERATE: &str = "2024-03-31";
 /// Lifetime of a service token, in seconds, as the official SDKs have it. It is used for half of that time.
 const TOKEN_LIFETIME_SECS: u64 = 3600;
-/// What RFC 3986 §2.3 leaves unreserved stays as it is; everything else in an id is encoded.
-const ID_ENCODING: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// Most identities in one `/devices/keys/regenerate`: the limit that azure-iot-cli-extension keeps to.
 pub(crate) const REGENERATE_MAX: usize = 100;
+/// What each identity in it counts to the registry's limit. That is not documented; its author wrote that it "still counts as
+/// crud", so the careful guess is that it is as dear as one identity replaced.
+const REGENERATE_COST: usize = 1;
 /// Most twins on one page of a query (IoT Hub query language, paging).
 const QUERY_PAGE_LEN: u16 = 100;
-/// Most attempts at one call.
-const ATTEMPTS_MAX: u32 = 5;
-/// Longest pause before the second attempt, in milliseconds; it doubles with each further one.
-const PAUSE_MS_FIRST: u64 = 500;
-/// Longest pause that grows by itself, in milliseconds.
-const PAUSE_MS_MAX: u64 = 8_000;
-/// Longest `Retry-After` that is waited for: beyond it a person should decide.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
-
+/// Most pages of one query: a hub has at most 1,000,000 identities (IoT Hub quotas).
+const QUERY_PAGES_MAX: usize = 10_000;
+/// Longest wait of a call that was decided on what was just read. It goes to the front of its line, so this is only over where
+/// the hub's limits are exhausted.
+const TURN_MAX: Duration = Duration::from_secs(10);
 /// One hub, with the right to speak to it.
 pub(crate) struct Hub {
     transport: Transport,
@@ -60,26 +77,8 @@ pub(crate) struct Hub {
     signer: Signer,
     /// The newest token and when to stop using it, in Unix seconds.
     token: Mutex<Option<(HeaderValue, u64)>>,
-}
-
-/// Whether a call may be made twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Repeat {
-    /// The second time changes nothing.
-    Freely,
-    /// Only if the first time certainly had no effect.
-    WithCare,
-    /// Not without looking again: it was decided on what may be different after a pause.
-    Never,
-}
-
-struct Call {
-    method: Method,
-    path: String,
-    if_match: Option<String>,
-    headers: Vec<(&'static str, String)>,
-    body: Option<Zeroizing<Vec<u8>>>,
-    repeat: Repeat,
+    lines: Lines,
+    circuit: Circuit,
 }
 
 impl Hub {
@@ -94,7 +93,19 @@ impl Hub {
             policy_name: login.policy_name.clone(),
             signer: Signer::new(&login.key),
             token: Mutex::new(None),
+            lines: Lines::new(Limits::unlimited()),
+            circuit: Circuit::default(),
         })
+    }
+
+    /// The same hub, asked no faster than these limits allow; it counts anew.
+    pub(crate) fn with_limits(self, limits: Limits) -> Self {
+        Self { lines: Lines::new(limits), ..self }
+    }
+
+    /// What it was asked until now.
+    pub(crate) fn usage(&self) -> [(Category, Usage); 5] {
+        Category::ALL.map(|category| (category, self.lines.of(category).usage()))
     }
 
     /// The name that devices connect to: without the port of the REST interface.
@@ -104,18 +115,23 @@ impl Hub {
 
     /// A device's or module's identity, with its keys.
     pub(crate) async fn device(&self, identity: &Identity) -> Result<Device, HubError> {
-        self.json(Call::get(identity_path(identity))).await
+        self.json(Call::get(Category::Registry, identity_path(identity))).await
     }
 
     /// The first `top` identities; a hub gives at most 1000.
     pub(crate) async fn devices(&self, top: u16) -> Result<Vec<Device>, HubError> {
-        self.json(Call::get(format!("/devices?top={top}&api-version={API_VERSION}"))).await
+        self.json(Call::get(Category::Registry, format!("/devices?top={top}&api-version={API_VERSION}")))
+            .await
     }
 
     /// The modules of a device, of which there are at most 50 (IoT Hub quotas).
     pub(crate) async fn modules(&self, device_id: &str) -> Result<Vec<Device>, HubError> {
         let device = utf8_percent_encode(device_id, ID_ENCODING);
-        self.json(Call::get(format!("/devices/{device}/modules?api-version={API_VERSION}"))).await
+        self.json(Call::get(
+            Category::Registry,
+            format!("/devices/{device}/modules?api-version={API_VERSION}"),
+        ))
+        .await
     }
 
     /// A new identity, whose keys the hub makes. Only devices can be disabled.
@@ -132,13 +148,18 @@ impl Hub {
             }
             None => json!({"deviceId": device_id, "status": status, "authentication": authentication}),
         };
-        self.json(Call::new(Method::PUT, identity_path(identity), Repeat::WithCare).body(&body)?).await
+        self.json(
+            Call::new(Category::Registry, Method::PUT, identity_path(identity), Repeat::WithCare)
+                .body(&body)?,
+        )
+        .await
     }
 
     /// Replaces an identity that still has `etag`. It is not repeated, not even after a 429: the twin, which no etag here
     /// covers, may say something else by then.
     pub(crate) async fn replace_device(&self, device: &Device, etag: &str) -> Result<Device, HubError> {
-        let call = Call::new(Method::PUT, identity_path(&device.identity()), Repeat::Never);
+        let call =
+            Call::new(Category::Registry, Method::PUT, identity_path(&device.identity()), Repeat::Never);
         self.json(call.if_match(etag).body(device)?).await
     }
 
@@ -147,7 +168,7 @@ impl Hub {
         identity: &Identity,
         etag: Option<&str>,
     ) -> Result<(), HubError> {
-        let call = Call::new(Method::DELETE, identity_path(identity), Repeat::WithCare);
+        let call = Call::new(Category::Registry, Method::DELETE, identity_path(identity), Repeat::WithCare);
         self.answer(call.if_match(etag.unwrap_or("*"))).await.map(drop)
     }
 
@@ -168,8 +189,9 @@ impl Hub {
         };
         let devices: Vec<_> = identities.iter().map(entry).collect();
         let body = json!({"policyKey": format!("{slot}Key"), "devices": devices});
-        let call = Call::new(Method::POST, path, Repeat::Never).body(&body)?;
-        let described = describe(&call.method, &call.path);
+        let call = Call::new(Category::Registry, Method::POST, path, Repeat::Never).body(&body)?;
+        let call = call.costs(identities.len().saturating_mul(REGENERATE_COST));
+        let described = call.described();
         let answer = self.exchange(&call).await?;
         match serde_json::from_slice(&answer.body) {
             Ok(regenerated) if matches!(answer.status, 200 | 207 | 400) => Ok(regenerated),
@@ -186,10 +208,13 @@ impl Hub {
         continuation: Option<&str>,
     ) -> Result<Page, HubError> {
         let path = format!("/devices/query?api-version={API_VERSION}");
-        let mut call = Call::new(Method::POST, path, Repeat::Freely).body(&json!({"query": query}))?;
-        call.headers.push(("x-ms-max-item-count", page_len.to_string()));
-        call.headers.extend(continuation.map(|text| ("x-ms-continuation", text.to_owned())));
-        let described = describe(&call.method, &call.path);
+        let mut call = Call::new(Category::Queries, Method::POST, path, Repeat::Freely)
+            .body(&json!({"query": query}))?
+            .header("x-ms-max-item-count", page_len.to_string());
+        if let Some(continuation) = continuation {
+            call = call.header("x-ms-continuation", continuation.to_owned());
+        }
+        let described = call.described();
         let answer = self.answer(call).await?;
         let items = serde_json::from_slice(&answer.body).map_err(|e| HubError::malformed(&described, &e))?;
         Ok(Page { items, continuation: answer.continuation })
@@ -199,18 +224,20 @@ impl Hub {
     pub(crate) async fn query_all(&self, query: &str) -> Result<Vec<Value>, HubError> {
         let mut items = Vec::new();
         let mut continuation = None;
-        loop {
+        for pages in 1..=QUERY_PAGES_MAX {
             let page = self.query(query, QUERY_PAGE_LEN, continuation.as_deref()).await?;
             items.extend(page.items);
-            continuation = page.continuation;
-            if continuation.is_none() {
-                return Ok(items);
+            match page.continuation {
+                None => return Ok(items),
+                same if same == continuation => return Err(HubError::Endless { pages }),
+                next => continuation = next,
             }
         }
+        Err(HubError::Endless { pages: QUERY_PAGES_MAX })
     }
 
     pub(crate) async fn twin(&self, identity: &Identity) -> Result<Twin, HubError> {
-        self.json(Call::get(twin_path(identity))).await
+        self.json(Call::get(Category::TwinReads, twin_path(identity))).await
     }
 
     /// Merges `desired` into the desired properties, if the twin still has `etag` where one is given.
@@ -231,12 +258,13 @@ impl Hub {
         etag: Option<&str>,
     ) -> Result<Twin, HubError> {
         let repeat = if etag.is_some() { Repeat::WithCare } else { Repeat::Freely };
-        let call = Call::new(Method::PATCH, twin_path(identity), repeat).if_match(etag.unwrap_or("*"));
+        let call = Call::new(Category::TwinUpdates, Method::PATCH, twin_path(identity), repeat)
+            .if_match(etag.unwrap_or("*"));
         self.json(call.body(patch)?).await
     }
 
     async fn json<T: DeserializeOwned>(&self, call: Call) -> Result<T, HubError> {
-        let described = describe(&call.method, &call.path);
+        let described = call.described();
         let answer = self.answer(call).await?;
         serde_json::from_slice(&answer.body).map_err(|e| HubError::malformed(&described, &e))
     }
@@ -247,7 +275,7 @@ impl Hub {
         if (200..300).contains(&answer.status) {
             Ok(answer)
         } else {
-            Err(refusal(&describe(&call.method, &call.path), &answer))
+            Err(refusal(&call.described(), &answer))
         }
     }
 
@@ -255,27 +283,47 @@ impl Hub {
     async fn exchange(&self, call: &Call) -> Result<Answer, HubError> {
         let mut attempt = 1;
         loop {
-            let mut headers = HeaderMap::new();
-            headers.insert(AUTHORIZATION, self.authorization(unix_now_secs())?);
-            if let Some(etag) = &call.if_match {
-                let value = HeaderValue::from_str(etag)
-                    .map_err(|_| HubError::Token { reason: "the etag is no header text".to_owned() })?;
-                headers.insert(IF_MATCH, value);
-            }
-            for (name, text) in &call.headers {
-                let value = HeaderValue::from_str(text)
-                    .map_err(|_| HubError::Token { reason: format!("{name} is no header text") })?;
-                headers.insert(*name, value);
-            }
-            let result =
-                self.transport.exchange(call.method.clone(), &call.path, headers, call.body.clone()).await;
-            let Some(pause) =
-                pause_before_retry(&result, call.repeat, attempt, getrandom::u32().unwrap_or(u32::MAX))
-            else {
+            let result = self.attempt(call).await;
+            let Some(pause) = pause_before_retry(&result, call.repeat, attempt, random()) else {
                 return result;
             };
-            tokio::time::sleep(pause).await;
+            sleep(pause).await;
             attempt += 1;
+        }
+    }
+
+    /// One attempt, when its turn has come.
+    async fn attempt(&self, call: &Call) -> Result<Answer, HubError> {
+        let flight = self.turn(call).await?;
+        // Not before: a token may expire in the line.
+        let mut headers = call.headers()?;
+        headers.insert(AUTHORIZATION, self.authorization(unix_now_secs())?);
+        let result =
+            self.transport.exchange(call.method.clone(), &call.path, headers, call.body.clone()).await;
+        if let Some(outcome) = outcome(&result) {
+            let random = random();
+            self.circuit.heard(outcome != Outcome::Failed, Instant::now(), random);
+            flight.land(outcome, random);
+        }
+        result
+    }
+
+    /// Waits for the call's turn: what was decided on things just read for [`TURN_MAX`], everything else as long as it takes.
+    async fn turn(&self, call: &Call) -> Result<Flight<'_>, HubError> {
+        let line = self.lines.of(call.category);
+        let turn = line.turn(call.cost, call.place());
+        let turn = match call.repeat {
+            Repeat::Freely | Repeat::WithCare => turn.await,
+            Repeat::Never => timeout(TURN_MAX, turn).await.map_err(|_| HubError::NotInTime {
+                call: call.described(),
+                max_secs: TURN_MAX.as_secs(),
+                again_in: line.ready_in(call.cost),
+            })?,
+        };
+        let probe_max = Duration::from_secs(ANSWER_TIMEOUT_SECS);
+        match self.circuit.check(Instant::now(), probe_max) {
+            Ok(()) => Ok(turn.send()),
+            Err(down) => Err(HubError::Unreached { call: call.described(), source: down.into() }),
         }
     }
 
@@ -297,143 +345,10 @@ impl Hub {
     }
 }
 
-impl Call {
-    fn new(method: Method, path: String, repeat: Repeat) -> Self {
-        Self { method, path, if_match: None, headers: Vec::new(), body: None, repeat }
-    }
-
-    fn get(path: String) -> Self {
-        Self::new(Method::GET, path, Repeat::Freely)
-    }
-
-    /// Etags are quoted on the wire (RFC 9110 §8.8.3); `*` stands for any.
-    fn if_match(self, etag: &str) -> Self {
-        Self { if_match: Some(format!("\"{}\"", etag.trim_matches('"'))), ..self }
-    }
-
-    fn body(self, body: &impl Serialize) -> Result<Self, HubError> {
-        let text = serde_json::to_vec(body)
-            .map_err(|e| HubError::malformed(&describe(&self.method, &self.path), &e))?;
-        Ok(Self { body: Some(Zeroizing::new(text)), ..self })
-    }
-}
-
-fn identity_path(identity: &Identity) -> String {
-    path_of("devices", identity)
-}
-
-fn twin_path(identity: &Identity) -> String {
-    path_of("twins", identity)
-}
-
-fn path_of(kind: &str, identity: &Identity) -> String {
-    let device = utf8_percent_encode(&identity.device_id, ID_ENCODING);
-    match &identity.module_id {
-        Some(module_id) => {
-            let module = utf8_percent_encode(module_id, ID_ENCODING);
-            format!("/{kind}/{device}/modules/{module}?api-version={API_VERSION}")
-        }
-        None => format!("/{kind}/{device}?api-version={API_VERSION}"),
-    }
+fn random() -> u32 {
+    getrandom::u32().unwrap_or(u32::MAX)
 }
 
 fn refusal(call: &str, answer: &Answer) -> HubError {
     HubError::from_answer(call, answer.status, answer.error_code.as_deref(), answer.retry_after, &answer.body)
-}
-
-/// How long to wait before the next attempt; `None` when this result stands. `random` spreads callers over the pause.
-fn pause_before_retry(
-    result: &Result<Answer, HubError>,
-    repeat: Repeat,
-    attempt: u32,
-    random: u32,
-) -> Option<Duration> {
-    let (had_no_effect, is_transient, retry_after) = match result {
-        Ok(answer) => {
-            (answer.status == 429, answer.status == 429 || answer.status >= 500, answer.retry_after)
-        }
-        Err(HubError::Unreached { .. }) => (true, true, None),
-        Err(HubError::Unanswered { .. } | HubError::Cut { .. }) => (false, true, None),
-        Err(
-            HubError::Untrusted { .. }
-            | HubError::Answer { .. }
-            | HubError::Foreign { .. }
-            | HubError::TooLong { .. }
-            | HubError::Malformed { .. }
-            | HubError::Token { .. },
-        ) => (false, false, None),
-    };
-    let is_allowed = match repeat {
-        Repeat::Freely => is_transient,
-        Repeat::WithCare => is_transient && had_no_effect,
-        Repeat::Never => false,
-    };
-    if !is_allowed || attempt >= ATTEMPTS_MAX || retry_after.is_some_and(|wait| wait > RETRY_AFTER_MAX) {
-        return None;
-    }
-    let ceiling_ms = PAUSE_MS_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(16)).min(PAUSE_MS_MAX);
-    let jittered_ms = ceiling_ms / 2 + (ceiling_ms / 2) * u64::from(random) / u64::from(u32::MAX);
-    Some(Duration::from_millis(jittered_ms).max(retry_after.unwrap_or_default()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn answer(status: u16, retry_after_secs: Option<u64>) -> Result<Answer, HubError> {
-        let retry_after = retry_after_secs.map(Duration::from_secs);
-        Ok(Answer {
-            status,
-            error_code: None,
-            retry_after,
-            continuation: None,
-            body: Zeroizing::new(Vec::new()),
-        })
-    }
-
-    #[test]
-    fn throttled_calls_are_repeated_even_if_they_may_not_be_made_twice() {
-        for repeat in [Repeat::Freely, Repeat::WithCare] {
-            assert_eq!(pause_before_retry(&answer(429, Some(7)), repeat, 1, 0), Some(Duration::from_secs(7)));
-            assert_eq!(pause_before_retry(&answer(429, Some(61)), repeat, 1, 0), None);
-            assert_eq!(pause_before_retry(&answer(429, None), repeat, ATTEMPTS_MAX, 0), None);
-        }
-    }
-
-    #[test]
-    fn a_failing_hub_is_asked_again_only_where_that_is_harmless() {
-        assert!(pause_before_retry(&answer(503, None), Repeat::Freely, 1, 0).is_some());
-        assert!(pause_before_retry(&answer(503, None), Repeat::WithCare, 1, 0).is_none());
-        assert!(pause_before_retry(&answer(429, None), Repeat::Never, 1, 0).is_none());
-        for status in [200, 204, 400, 401, 403, 404, 409, 412] {
-            assert!(pause_before_retry(&answer(status, None), Repeat::Freely, 1, 0).is_none(), "{status}");
-        }
-    }
-
-    #[test]
-    fn pauses_grow_and_stay_between_half_and_the_whole_of_their_ceiling() {
-        for (attempt, ceiling_ms) in [(1, 500), (2, 1000), (3, 2000), (4, 4000)] {
-            let pause = |random| {
-                pause_before_retry(&answer(500, None), Repeat::Freely, attempt, random).unwrap().as_millis()
-            };
-            assert_eq!((pause(0), pause(u32::MAX)), (ceiling_ms / 2, ceiling_ms));
-        }
-    }
-
-    #[test]
-    fn ids_are_encoded_strictly() {
-        let identity = Identity { device_id: "odd-.%_*?!(),:=@$'+#~".to_owned(), module_id: None };
-        let odd = "odd-.%25_%2A%3F%21%28%29%2C%3A%3D%40%24%27%2B%23~";
-        assert_eq!(identity_path(&identity), format!("/devices/{odd}?api-version=2021-04-12"));
-        let module = Identity { module_id: Some("$edge".to_owned()), ..identity };
-        assert_eq!(twin_path(&module), format!("/twins/{odd}/modules/%24edge?api-version=2021-04-12"));
-    }
-
-    #[test]
-    fn etags_are_quoted_once() {
-        let quoted = |etag| Call::get(String::new()).if_match(etag).if_match;
-        assert_eq!(quoted("abc").as_deref(), Some("\"abc\""));
-        assert_eq!(quoted("\"abc\"").as_deref(), Some("\"abc\""));
-        assert_eq!(quoted("*").as_deref(), Some("\"*\""));
-    }
 }

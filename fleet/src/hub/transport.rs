@@ -5,21 +5,22 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Request, Url};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use zeroize::Zeroizing;
 
 use super::error::HubError;
+use crate::clock::unix_now_secs;
 use crate::failure::Failure;
 
 /// Longest wait for a TCP and TLS connection, in seconds.
 const CONNECT_TIMEOUT_SECS: u64 = 10;
 /// Longest wait for a whole answer, in seconds. Hubs shape traffic by answering late before they answer 429.
-const ANSWER_TIMEOUT_SECS: u64 = 60;
+pub(super) const ANSWER_TIMEOUT_SECS: u64 = 60;
 /// Longest answer that is read, in bytes. A list of 1000 identities, the most a hub gives at once, takes about 1.2 MB.
 const ANSWER_LEN_MAX: usize = 8 * 1024 * 1024;
 /// Longest file of certificates that is read, in bytes; the whole of a public trust store takes 250 KB.
@@ -95,15 +96,15 @@ impl Transport {
             let (call, source) = (call.clone(), source.without_url());
             match (source.is_connect(), is_about_trust(&source)) {
                 (true, true) => HubError::Untrusted { call, source },
-                (true, false) => HubError::Unreached { call, source },
+                (true, false) => HubError::Unreached { call, source: source.into() },
                 (false, _) => HubError::Unanswered { call, source },
             }
         })?;
         let status = response.status().as_u16();
         let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
         let error_code = header("iothub-errorcode");
-        let retry_after =
-            header(RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let retry_after = header(RETRY_AFTER.as_str())
+            .and_then(|text| read_retry_after(&text, header(DATE.as_str()).as_deref(), unix_now_secs()));
         let continuation = header("x-ms-continuation").filter(|text| !text.is_empty());
         let body = read_bounded(response, &call).await?;
         Ok(Answer { status, error_code, retry_after, continuation, body })
@@ -114,6 +115,20 @@ impl Transport {
 pub(crate) fn describe(method: &Method, path: &str) -> String {
     let path = path.split_once('?').map_or(path, |(path, _)| path);
     format!("{method} {path}")
+}
+
+/// Seconds, or a moment (RFC 9110 §10.2.3), which is compared with the hub's own `Date` where there is one: this computer's
+/// clock may be off. A moment that is over is no time; what is neither is nothing.
+fn read_retry_after(text: &str, date: Option<&str>, now_unix_secs: u64) -> Option<Duration> {
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // So many digits that it can't be read is too long as well.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let until = httpdate::parse_http_date(text).ok()?;
+    let now = date.and_then(|date| httpdate::parse_http_date(date).ok());
+    let now = now.or_else(|| UNIX_EPOCH.checked_add(Duration::from_secs(now_unix_secs)))?;
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 async fn read_bounded(mut response: reqwest::Response, call: &str) -> Result<Zeroizing<Vec<u8>>, HubError> {
@@ -185,6 +200,22 @@ fn is_loopback(authority: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_moment_by_the_clock_of_the_hub() {
+        const NOW: u64 = 784_111_777; // Sun, 06 Nov 1994 08:49:37 GMT
+        let read = |text, date| read_retry_after(text, date, NOW).map(|wait| wait.as_secs());
+        assert_eq!(read(" 7 ", None), Some(7));
+        assert_eq!(read("99999999999999999999999", None), Some(u64::MAX));
+        let moment = "Sun, 06 Nov 1994 08:50:07 GMT";
+        assert_eq!(read(moment, None), Some(30));
+        assert_eq!(read(moment, Some("Sun, 06 Nov 1994 08:50:00 GMT")), Some(7));
+        assert_eq!(read(moment, Some("Mon, 07 Nov 1994 08:50:00 GMT")), Some(0), "over");
+        assert_eq!(read(moment, Some("yesterday")), Some(30));
+        for odd in ["", "-1", "1.5", "soon", "7 s", "Sun, 99 Nov 1994 08:50:07 GMT"] {
+            assert_eq!(read(odd, None), None, "{odd:?}");
+        }
+    }
 
     #[test]
     fn only_names_of_this_machine_bypass_the_proxy() {
