@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use twinkey_contract::KeySlot;
 use twinkey_contract::report::{Report, Status};
 
@@ -177,7 +177,10 @@ impl Teller<'_> {
         let world = self.world;
         let (_, other) = self.unused_slot().await?;
         let active = other.other();
-        world.hub.regenerate_keys(active, std::slice::from_ref(&world.identity)).await?;
+        world
+            .hub
+            .regenerate_keys(active, std::slice::from_ref(&world.identity), Instant::now() + PROOF_TIMEOUT)
+            .await?;
         let from_ms = self.now_ms().await?;
         world.observer.cut().await?;
         let fell_back = |seen: &Connections| {

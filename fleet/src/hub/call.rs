@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderValue, IF_MATCH};
 use serde::Serialize;
+use tokio::time::Instant;
 use twinkey_contract::Identity;
 use zeroize::Zeroizing;
 
@@ -50,11 +51,23 @@ pub(super) struct Call {
     headers: Vec<(&'static str, String)>,
     pub(super) body: Option<Zeroizing<Vec<u8>>>,
     pub(super) repeat: Repeat,
+    /// Until when what it was decided on holds.
+    pub(super) until: Option<Instant>,
 }
 
 impl Call {
     pub(super) fn new(category: Category, method: Method, path: String, repeat: Repeat) -> Self {
-        Self { method, path, category, cost: 1, if_match: None, headers: Vec::new(), body: None, repeat }
+        Self {
+            method,
+            path,
+            category,
+            cost: 1,
+            if_match: None,
+            headers: Vec::new(),
+            body: None,
+            repeat,
+            until: None,
+        }
     }
 
     pub(super) fn get(category: Category, path: String) -> Self {
@@ -64,6 +77,11 @@ impl Call {
     /// Counts as so many operations, at least one.
     pub(super) fn costs(self, operations: usize) -> Self {
         Self { cost: u32::try_from(operations).unwrap_or(u32::MAX).max(1), ..self }
+    }
+
+    /// Not sent after this time.
+    pub(super) fn until(self, until: Instant) -> Self {
+        Self { until: Some(until), ..self }
     }
 
     pub(super) fn header(mut self, name: &'static str, text: String) -> Self {

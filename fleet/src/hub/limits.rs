@@ -47,6 +47,12 @@ impl Category {
         }
     }
 
+    /// Operations per second that are always tried: a part of what the smallest hub allows, of which other programs may use the rest.
+    pub(super) fn least_per_sec(self) -> f64 {
+        const SHARE: f64 = 0.25;
+        Limits::tier(Tier::S1, 1).per_sec(self).unwrap_or_default() * SHARE
+    }
+
     /// Most calls under way at once: 64 on one hub, shared out so that a category whose answers are late can't keep
     /// others waiting.
     pub(super) fn in_flight_max(self) -> u32 {

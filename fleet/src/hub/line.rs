@@ -81,7 +81,7 @@ pub(super) struct Flight<'a> {
 
 impl Line {
     pub(super) fn new(category: Category, limits: Limits) -> Self {
-        let pace = Pace::new(limits.per_sec(category), Instant::now());
+        let pace = Pace::new(limits.per_sec(category), Instant::now()).at_least(category.least_per_sec());
         let window = Window::new(category.in_flight_max());
         Self {
             back: sync::Mutex::default(),

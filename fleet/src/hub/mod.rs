@@ -32,7 +32,7 @@ use reqwest::Method;
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use twinkey_contract::connection_string::ServiceConnectionString;
 use twinkey_contract::{Identity, KeySlot};
 use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
@@ -57,7 +57,7 @@ const API_VERSION_REGENERATE: &str = "2024-03-31";
 /// Lifetime of a service token, in seconds, as the official SDKs have it. It is used for half of that time.
 const TOKEN_LIFETIME_SECS: u64 = 3600;
 /// Most identities in one `/devices/keys/regenerate`: the limit that azure-iot-cli-extension keeps to.
-pub(crate) const REGENERATE_MAX: usize = 100;
+const REGENERATE_MAX: usize = 100;
 /// What each identity in it counts to the registry's limit. That is not documented; its author wrote that it "still counts as
 /// crud", so the careful guess is that it is as dear as one identity replaced.
 const REGENERATE_COST: usize = 1;
@@ -78,6 +78,7 @@ pub(crate) struct Hub {
     /// The newest token and when to stop using it, in Unix seconds.
     token: Mutex<Option<(HeaderValue, u64)>>,
     lines: Lines,
+    limits: Limits,
     circuit: Circuit,
 }
 
@@ -94,13 +95,14 @@ impl Hub {
             signer: Signer::new(&login.key),
             token: Mutex::new(None),
             lines: Lines::new(Limits::unlimited()),
+            limits: Limits::unlimited(),
             circuit: Circuit::default(),
         })
     }
 
     /// The same hub, asked no faster than these limits allow; it counts anew.
     pub(crate) fn with_limits(self, limits: Limits) -> Self {
-        Self { lines: Lines::new(limits), ..self }
+        Self { lines: Lines::new(limits), limits, ..self }
     }
 
     /// What it was asked until now.
@@ -172,15 +174,24 @@ impl Hub {
         self.answer(call.if_match(etag.unwrap_or("*"))).await.map(drop)
     }
 
+    /// Identities in one order of keys that the hub's limits take at once.
+    pub(crate) fn order_len_max(&self) -> usize {
+        let burst = self.limits.per_sec(Category::Registry).map(pace::depth);
+        // Above 0, and small.
+        burst.map_or(REGENERATE_MAX, |burst| (burst as usize / REGENERATE_COST).clamp(1, REGENERATE_MAX))
+    }
+
     /// Has the hub make a new key in this slot of each identity, whatever key is in there by now: this call knows no etag.
     /// The other slots stay as they are. At most [`REGENERATE_MAX`] identities.
     ///
     /// A hub answers 200, 207 and 400 with the keys that it has made, so the keys are read before the status is judged
-    /// (azure-iot-cli-extension, `service_operations.py`). It is not repeated: what it did shows in the registry.
+    /// (azure-iot-cli-extension, `service_operations.py`). It is not repeated: what it did shows in the registry. After `until` it
+    /// is not sent.
     pub(crate) async fn regenerate_keys(
         &self,
         slot: KeySlot,
         identities: &[Identity],
+        until: Instant,
     ) -> Result<Regenerated, HubError> {
         let path = format!("/devices/keys/regenerate?api-version={API_VERSION_REGENERATE}");
         let entry = |identity: &Identity| match &identity.module_id {
@@ -190,7 +201,7 @@ impl Hub {
         let devices: Vec<_> = identities.iter().map(entry).collect();
         let body = json!({"policyKey": format!("{slot}Key"), "devices": devices});
         let call = Call::new(Category::Registry, Method::POST, path, Repeat::Never).body(&body)?;
-        let call = call.costs(identities.len().saturating_mul(REGENERATE_COST));
+        let call = call.costs(identities.len().saturating_mul(REGENERATE_COST)).until(until);
         let described = call.described();
         let answer = self.exchange(&call).await?;
         match serde_json::from_slice(&answer.body) {
@@ -308,17 +319,22 @@ impl Hub {
         result
     }
 
-    /// Waits for the call's turn: what was decided on things just read for [`TURN_MAX`], everything else as long as it takes.
+    /// Waits for the call's turn: what was decided on things just read for [`TURN_MAX`] or until it holds no more, everything else
+    /// as long as it takes.
     async fn turn(&self, call: &Call) -> Result<Flight<'_>, HubError> {
         let line = self.lines.of(call.category);
         let turn = line.turn(call.cost, call.place());
         let turn = match call.repeat {
             Repeat::Freely | Repeat::WithCare => turn.await,
-            Repeat::Never => timeout(TURN_MAX, turn).await.map_err(|_| HubError::NotInTime {
-                call: call.described(),
-                max_secs: TURN_MAX.as_secs(),
-                again_in: line.ready_in(call.cost),
-            })?,
+            Repeat::Never => {
+                let since = Instant::now();
+                let until = call.until.unwrap_or(since + TURN_MAX);
+                timeout_at(until, turn).await.map_err(|_| HubError::NotInTime {
+                    call: call.described(),
+                    max_secs: until.saturating_duration_since(since).as_secs(),
+                    again_in: line.ready_in(call.cost),
+                })?
+            }
         };
         let probe_max = Duration::from_secs(ANSWER_TIMEOUT_SECS);
         match self.circuit.check(Instant::now(), probe_max) {

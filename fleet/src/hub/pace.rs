@@ -36,6 +36,8 @@ pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 pub(super) struct Pace {
     /// What the tier allows, in operations per second.
     quota: Option<f64>,
+    /// What 429 never slows it down below, in operations per second: few calls in a row say little about what is too fast.
+    least: f64,
     learned: Option<Learned>,
     /// What was in the bucket at `filled_at`; less than nothing after a call that costs more than it held.
     tokens: f64,
@@ -67,6 +69,7 @@ impl Pace {
         let quota = quota.map(|quota| (quota * QUOTA_SHARE).max(RATE_MIN));
         Self {
             quota,
+            least: RATE_MIN,
             learned: None,
             tokens: quota.map_or(DEPTH_MIN, depth),
             filled_at: now,
@@ -78,9 +81,14 @@ impl Pace {
         }
     }
 
+    /// The same, never slowed down below `least` operations per second.
+    pub(super) fn at_least(self, least: f64) -> Self {
+        Self { least: least.max(RATE_MIN), ..self }
+    }
+
     /// Operations per second now; `None` while nothing limits them.
     pub(super) fn per_sec(&self) -> Option<f64> {
-        match (self.quota, self.learned.as_ref().map(Learned::per_sec)) {
+        match (self.quota, self.learned.as_ref().map(|learned| learned.per_sec().max(self.least))) {
             (Some(quota), Some(learned)) => Some(quota.min(learned)),
             (quota, learned) => quota.or(learned),
         }
@@ -154,7 +162,7 @@ impl Pace {
         if is_news {
             self.observe(now);
             let too_fast = self.per_sec().map_or(self.observed, |rate| rate.min(self.observed));
-            let ceiling = too_fast.max(2.0 * RATE_MIN);
+            let ceiling = too_fast.max(2.0 * self.least);
             self.learned = Some(Learned { ceiling, used: Duration::ZERO, last_at: now });
             self.tokens = self.tokens.min(0.0);
             self.filled_at = now;

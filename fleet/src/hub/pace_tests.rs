@@ -110,7 +110,8 @@ fn a_call_that_costs_more_than_the_bucket_holds_is_paid_for_afterwards() {
 
 #[test]
 fn without_a_quota_the_rate_of_the_hub_is_found_and_kept() {
-    for (per_sec, burst_secs) in [(100.0 / 60.0, 60.0), (5.0, 10.0), (20.0, 0.0), (50.0, 60.0), (100.0, 2.0)] {
+    for (per_sec, burst_secs) in [(100.0 / 60.0, 60.0), (5.0, 10.0), (20.0, 0.0), (50.0, 60.0), (100.0, 2.0)]
+    {
         let start = Instant::now();
         let (mut pace, mut hub) = (Pace::new(None, start), SimulatedHub::new(per_sec, burst_secs, start));
         let calls = run(&mut pace, &mut hub, start, 1800.0);

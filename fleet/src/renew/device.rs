@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::sealing::{Binding, SealingPublicKey};
@@ -27,6 +27,8 @@ use crate::hub::{Hub, HubError, KeyPair, Twin};
 const PLAN_ATTEMPTS_MAX: u32 = 3;
 /// Most plans for one device while the hub asks for patience.
 const PATIENCE_MAX: u32 = 10;
+/// Longest time for taking out of the twin what a run that failed has in it: the hub may have trouble.
+const CLEARING_MAX: Duration = Duration::from_secs(5);
 /// Most attempts to erase an offer while the twin changes under our hands.
 const ERASE_ATTEMPTS_MAX: u32 = 5;
 
@@ -162,9 +164,11 @@ pub(crate) async fn renew(
     if hold.lease.is_some() || hold.offer.is_some() {
         // It was not given up on the way: something went wrong. What can't be given up now ends by itself (the lease), or
         // is erased by the next run (the offer).
-        if let Ok(twin) = renewer.hub.twin(&job.identity).await {
-            let _ = clear(&renewer.hub, &job.identity, twin, hold, &renewer.own, None).await;
-        }
+        let _ = timeout(CLEARING_MAX, async {
+            let twin = renewer.hub.twin(&job.identity).await?;
+            clear(&renewer.hub, &job.identity, twin, hold, &renewer.own, None).await
+        })
+        .await;
     }
     result
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use twinkey_contract::{Identity, KeySlot};
 
 use crate::failure::Failure;
-use crate::hub::{Hub, HubError, KeyPair, REGENERATE_MAX};
+use crate::hub::{Hub, HubError, KeyPair};
 
 /// How long an order waits for others.
 const GATHER: Duration = Duration::from_millis(30);
@@ -48,7 +48,7 @@ impl KeyMaker {
             while let Some(first) = incoming.recv().await {
                 let send_at = Instant::now() + GATHER;
                 let mut batch = vec![first];
-                while batch.len() < REGENERATE_MAX {
+                while batch.len() < hub.order_len_max() {
                     tokio::select! {
                         more = incoming.recv() => match more {
                             Some(order) => batch.push(order),
@@ -94,7 +94,9 @@ async fn fill(hub: Arc<Hub>, slot: KeySlot, orders: Vec<Order>) {
         return;
     }
     let identities: Vec<Identity> = orders.iter().map(|order| order.identity.clone()).collect();
-    match hub.regenerate_keys(slot, &identities).await {
+    // Until the first of the leases ends.
+    let until = orders.iter().map(|order| order.until).min().unwrap_or_else(Instant::now);
+    match hub.regenerate_keys(slot, &identities, until).await {
         Ok(made) => {
             for order in orders {
                 let keys = made.rotated_keys.iter().find(|keys| keys.is_of(&order.identity));
