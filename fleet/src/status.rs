@@ -37,14 +37,14 @@ pub(crate) async fn run(args: &StatusArgs, format: Format) -> Result<Exit, Failu
     let hub = log_in(&args.hub)?;
     let reading = Reading::new(&hub, args);
     let mut identities = reading.twins().await?;
-    reading.registry(&mut identities).await?;
+    reading.registry(&mut identities).await;
     let judge = |observed: Observed| {
         let before = earlier.as_ref().and_then(|earlier| earlier.of(&observed.identity));
         let marks = marks(&observed, before, unix_now_secs());
         Row { observed, marks }
     };
     let mut rows: Vec<Row> = identities.into_iter().map(&judge).collect();
-    reading.look_again(&mut rows, &judge).await?;
+    reading.look_again(&mut rows, &judge).await;
 
     let now = unix_now_secs();
     let summary = Summary::of(&rows, now);
@@ -69,6 +69,11 @@ pub(crate) async fn run(args: &StatusArgs, format: Format) -> Result<Exit, Failu
         )?;
         output::note(&format!("page written to {}", path.display()));
     }
+    let exit = match (args.fail_on_marked && summary.marked > 0, reading.is_complete()) {
+        (true, _) => Exit::Failed,
+        (false, true) => Exit::Done,
+        (false, false) => Exit::Partly,
+    };
     reading.say_what_was_left_out(&rows);
-    Ok(if args.fail_on_marked && summary.marked > 0 { Exit::Failed } else { Exit::Done })
+    Ok(exit)
 }

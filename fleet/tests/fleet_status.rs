@@ -286,6 +286,31 @@ async fn a_large_fleet_is_compared_as_far_as_one_call_goes_and_wholly_on_request
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_is_shown_although_the_registry_can_not_be_read() {
+    let (world, _connected) = mixed().await;
+    // A hub that asks for so long a pause is not asked again.
+    let busy = json!({"failRequests": [{"method": "GET", "path": "/devices", "code": 429001, "retryAfterSecs": 3600}]});
+    world.call(Method::POST, "/$emulator/faults", &busy).await;
+    let output = world.run(&["fleet", "status", "--output", "json"]).await;
+    assert_eq!(exit(&output), 4, "{}", text(&output.stderr));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["summary"]["notCompared"], 6);
+    assert_eq!(identity(&document, "pump-0002")["marks"], json!(["duel"]));
+    let said = text(&output.stderr);
+    assert!(said.contains("6 of 6 not compared") && said.contains("429") && said.contains("next:"), "{said}");
+    let marked = world.run(&["fleet", "status", "--fail-on-marked"]).await;
+    assert_eq!(exit(&marked), 1, "{}", text(&marked.stderr));
+
+    // Marks stand where the second look fails.
+    let busy = json!({"failRequests": [{"method": "GET", "path": "/twins", "code": 429001, "retryAfterSecs": 3600}]});
+    world.call(Method::POST, "/$emulator/faults", &busy).await;
+    let output = world.run(&["fleet", "status"]).await;
+    assert_eq!(exit(&output), 0, "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("key-unknown") && text(&output.stderr).contains("may be behind"));
+    world.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "writes a page to look at: TWINKEY_PAGES=DIR cargo test -p twinkey --test fleet_status -- --ignored"]
 async fn a_page_to_look_at() {
     let world = World::start().await;

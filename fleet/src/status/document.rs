@@ -71,7 +71,8 @@ struct Offer<'a> {
     made_at: Option<String>,
     age_secs: Option<u64>,
     slots: &'a [KeySlot],
-    is_sealed: bool,
+    /// Null where that can't be told.
+    is_sealed: Option<bool>,
     is_readable: bool,
 }
 
@@ -133,7 +134,7 @@ impl<'a> Entry<'a> {
                 made_at: offer.made_at.map(moment),
                 age_secs: observed.offer_age(now),
                 slots: &offer.slots,
-                is_sealed: !offer.has_plain_key,
+                is_sealed: (offer.is_readable || offer.has_plain_key).then_some(!offer.has_plain_key),
                 is_readable: offer.is_readable,
             }),
             is_lagging: observed.is_lagging(),

@@ -170,7 +170,10 @@ fn marked(page: &mut Page, rows: &[Row], summary: &Summary) {
             Cell::code(mark.code()).tone(mark.tone()),
             Cell::new(mark.meaning()),
             Cell::new(count_of(&mark).to_string()),
-            Cell::new(examples.join(", ")),
+            Cell::new(match count_of(&mark) - examples.len() {
+                0 => examples.join(", "),
+                more => format!("{} and {more} more", examples.join(", ")),
+            }),
         ]);
     }
     section.table(&meanings);

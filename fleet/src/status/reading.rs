@@ -32,8 +32,8 @@ pub(crate) struct Reading<'a> {
     hub: &'a Hub,
     args: &'a StatusArgs,
     progress: ProgressBar,
-    /// Why keys were not compared, where the hub refused it.
-    refusal: RefCell<Option<String>>,
+    /// Why not all keys were read that were to be.
+    obstacle: RefCell<Option<HubError>>,
 }
 
 impl<'a> Reading<'a> {
@@ -43,7 +43,7 @@ impl<'a> Reading<'a> {
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}: {pos} [{elapsed}]") {
             progress.set_style(style);
         }
-        Self { hub, args, progress, refusal: RefCell::new(None) }
+        Self { hub, args, progress, obstacle: RefCell::new(None) }
     }
 
     /// All twins that were asked for.
@@ -84,23 +84,26 @@ impl<'a> Reading<'a> {
     }
 
     /// Puts the registry's keys beside what was reported, as far as that was asked for or costs little.
-    pub(crate) async fn registry(&self, identities: &mut [Observed]) -> Result<(), Failure> {
+    pub(crate) async fn registry(&self, identities: &mut [Observed]) {
         let is_asked_for = match self.args.registry {
-            RegistryReading::Never => return Ok(()),
+            RegistryReading::Never => return,
             RegistryReading::Auto => false,
             RegistryReading::Each => true,
         };
         if identities.is_empty() {
-            return Ok(());
+            return;
         }
-        match self.read_registry(identities, is_asked_for).await {
-            Err(error) if !is_asked_for && matches!(error.status(), Some(401 | 403)) => {
-                *self.refusal.borrow_mut() = Some(error.to_string());
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-            Ok(()) => Ok(()),
+        // What is known by then is worth showing: reading may have taken an hour, and twins tell much by themselves.
+        if let Err(error) = self.read_registry(identities, is_asked_for).await {
+            *self.obstacle.borrow_mut() = Some(error);
         }
+        self.progress.disable_steady_tick();
+        self.progress.finish_and_clear();
+    }
+
+    /// Whether all was read that was to be.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.obstacle.borrow().is_none()
     }
 
     async fn read_registry(&self, identities: &mut [Observed], is_asked_for: bool) -> Result<(), HubError> {
@@ -128,7 +131,7 @@ impl<'a> Reading<'a> {
                 return Ok(());
             }
             output::note(&format!(
-                "reading {calls} identities one by one: about {} minutes for each unit of tier S1 or S2",
+                "reading {calls} identities one by one: about {} minutes with one unit of tier S1 or S2",
                 calls.div_ceil(READS_PER_MINUTE)
             ));
         }
@@ -160,38 +163,36 @@ impl<'a> Reading<'a> {
                 observed.registry = registry;
             }
         }
-        self.progress.disable_steady_tick();
-        self.progress.finish_and_clear();
         Ok(())
     }
 
     /// Reads again, directly, what looks as if registry and report disagreed: queries answer from an index that is some
     /// time behind, and a renewal may have gone on between the calls.
-    pub(crate) async fn look_again(
-        &self,
-        rows: &mut [Row],
-        judge: &impl Fn(Observed) -> Row,
-    ) -> Result<(), Failure> {
+    pub(crate) async fn look_again(&self, rows: &mut [Row], judge: &impl Fn(Observed) -> Row) {
         let disagreement = [Mark::KeyUnknown, Mark::SlotMismatch, Mark::ProofFails];
         let doubtful = rows.iter_mut().filter(|row| row.marks.iter().any(|mark| disagreement.contains(mark)));
         for row in doubtful.take(SINGLE_READS_UNASKED_MAX) {
-            let identity = row.observed.identity.clone();
-            // The twin first: nobody renews the key that it says is in use, so that key is in the registry a moment later.
-            let twin = match self.hub.twin(&identity).await {
-                Ok(twin) => twin,
-                Err(error) if error.status() == Some(404) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let device = match self.hub.device(&identity).await {
-                Ok(device) => device,
-                Err(error) if error.status() == Some(404) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let mut observed = Observed::of_twin(&twin, row.observed.authentication.clone());
-            observed.registry = Registry::of(&device);
-            *row = judge(observed);
+            match self.read_one(&row.observed).await {
+                Ok(observed) => *row = judge(observed),
+                // Deleted since the query.
+                Err(error) if error.status() == Some(404) => {}
+                Err(error) => {
+                    output::warn(&format!(
+                        "marks about keys rest on the hub's index alone, which may be behind: {error}"
+                    ));
+                    return;
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// The twin first: nobody renews the key that it says is in use, so that key is in the registry a moment later.
+    async fn read_one(&self, seen: &Observed) -> Result<Observed, HubError> {
+        let twin = self.hub.twin(&seen.identity).await?;
+        let device = self.hub.device(&seen.identity).await?;
+        let mut observed = Observed::of_twin(&twin, seen.authentication.clone());
+        observed.registry = Registry::of(&device);
+        Ok(observed)
     }
 
     /// Tells on stderr whose keys were not compared, and what to do about it.
@@ -204,17 +205,21 @@ impl<'a> Reading<'a> {
         if open == 0 {
             return;
         }
-        output::note(&match self.refusal.borrow().as_deref() {
-            Some(refusal) => {
-                format!("not compared with the registry, which this login may not read: {refusal}")
+        let all = rows.len();
+        match self.obstacle.take() {
+            Some(error) => {
+                let failure = Failure::from(error);
+                output::warn(&format!("{open} of {all} not compared with the registry: {}", failure.what));
+                if let Some(next) = failure.next {
+                    output::note(&format!("  next: {next}"));
+                }
             }
-            None => format!(
-                "{open} of {} not compared with the registry: --registry reads them one by one, in about {} minutes for each \
-                 unit of tier S1 or S2",
-                rows.len(),
+            None => output::note(&format!(
+                "{open} of {all} not compared with the registry: --registry reads them one by one, in about {} minutes with \
+                 one unit of tier S1 or S2",
                 open.div_ceil(READS_PER_MINUTE)
-            ),
-        });
+            )),
+        }
     }
 
     fn query_failure(&self, error: HubError) -> Failure {
