@@ -183,7 +183,73 @@ fn the_age_of_an_offer_is_in_its_name_or_in_the_hubs_metadata() {
     unnamed["keyRenewal"]["rotation"] = json!("7c9e6679-7425-40de-944b-e07fc1f90ae7");
     assert_eq!(made_at(unnamed.clone()).unwrap().made_at, None);
     unnamed["$metadata"] = json!({"keyRenewal": {"$lastUpdated": "2026-11-18T00:00:00.5Z"}});
-    assert!(made_at(unnamed).unwrap().made_at.is_some());
+    let written = made_at(unnamed.clone()).unwrap().made_at;
+    assert!(written.is_some());
+    // Version 1 of long ago, and a clock far ahead.
+    for name in ["00000000-0000-1000-8000-000000000000", &rotation(NOW + 400 * DAY).to_string()] {
+        unnamed["keyRenewal"]["rotation"] = json!(name);
+        assert_eq!(made_at(unnamed.clone()).unwrap().made_at, written, "{name}");
+    }
+}
+
+#[test]
+fn whatever_a_device_or_an_operator_writes_is_read_or_passed_over() {
+    let good = json!({"deviceId": "pump-7", "etag": "e", "status": "enabled", "connectionState": "Connected",
+        "lastActivityTime": "2026-11-18T09:00:00Z", "authenticationType": "sas", "tags": {},
+        "properties": {"desired": sealed_offer(NOW), "reported": healthy().to_patch()}});
+    let places = [
+        "",
+        "/deviceId",
+        "/moduleId",
+        "/etag",
+        "/status",
+        "/connectionState",
+        "/lastActivityTime",
+        "/authenticationType",
+        "/tags",
+        "/properties",
+        "/properties/desired",
+        "/properties/reported",
+        "/properties/desired/keyRenewal",
+        "/properties/desired/keyRenewal/rotation",
+        "/properties/desired/keyRenewal/secondary",
+        "/properties/desired/keyRenewal/secondary/sealed",
+        "/properties/reported/keyRenewal",
+        "/properties/reported/keyRenewal/contract",
+        "/properties/reported/keyRenewal/sequence",
+        "/properties/reported/keyRenewal/active",
+        "/properties/reported/keyRenewal/primary",
+        "/properties/reported/keyRenewal/primary/provenAt",
+        "/properties/reported/keyRenewal/proof",
+    ];
+    let values = [
+        json!(null),
+        json!(true),
+        json!(-1),
+        json!(u64::MAX),
+        json!(1e300),
+        json!(""),
+        json!("\u{1b}[2J\u{202e}"),
+        json!("9999-12-31T23:59:59Z"),
+        json!("0001-01-01T00:00:00Z"),
+        json!([]),
+        json!([[]]),
+        json!({}),
+        json!({"key": "x"}),
+    ];
+    for place in places {
+        for value in &values {
+            let mut row = good.clone();
+            if let Some(found) = row.pointer_mut(place) {
+                *found = value.clone();
+            }
+            if let Some(mut observed) = Observed::of_row(row) {
+                observed.registry = Registry::Keys(KeyPair { primary: key(1), secondary: key(2) });
+                marks(&observed, Some(&EarlierIdentity::seen(&healthy())), NOW);
+                let _ = (observed.offer_age(NOW), observed.contact_age(NOW), observed.active_key_age(NOW));
+            }
+        }
+    }
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl StandingOffer {
         let slots = [KeySlot::Primary, KeySlot::Secondary];
         Some(Self {
             rotation,
-            made_at: rotation.and_then(made_at).or_else(written),
+            made_at: made_at(rotation, written()),
             is_readable: offer.is_ok(),
             has_plain_key: slots.iter().any(is_plain),
             slots: slots.into_iter().filter(is_there).collect(),
@@ -206,9 +206,15 @@ impl Registry {
     }
 }
 
-/// The time in a rotation's name, in Unix seconds; only some UUIDs have one.
-fn made_at(rotation: RotationId) -> Option<u64> {
-    rotation.0.get_timestamp().map(|timestamp| timestamp.to_unix().0)
+/// The time in the rotation's name, as far as that is of version 7 and not after the hub says that it was written:
+/// somebody's clock was wrong, and an offer from the future would never grow old.
+fn made_at(rotation: Option<RotationId>, written: Option<u64>) -> Option<u64> {
+    let named = rotation.filter(|rotation| rotation.0.get_version_num() == 7);
+    let named = named.and_then(|rotation| rotation.0.get_timestamp()).map(|timestamp| timestamp.to_unix().0);
+    match (named, written) {
+        (Some(named), Some(written)) if named > written + CLOCK_TOLERANCE_SECS => Some(written),
+        (named, written) => named.or(written),
+    }
 }
 
 /// RFC 3339; `None` also for the year 1, by which a hub says "never".
