@@ -35,13 +35,22 @@ impl Table {
         self.rows.push(row.into_iter().map(|cell| printable(&cell)).collect());
     }
 
-    fn render(&self, bold_header: bool) -> String {
+    /// Columns that its widest line takes.
+    pub(crate) fn width(&self) -> usize {
+        let widths = self.widths();
+        widths.iter().sum::<usize>() + 2 * widths.len().saturating_sub(1)
+    }
+
+    fn widths(&self) -> Vec<usize> {
         let width_of = |column: usize, title: &str| {
             let cells = self.rows.iter().filter_map(|row| row.get(column));
             cells.map(|cell| cell.width()).chain([title.width()]).max().unwrap_or(0)
         };
-        let widths: Vec<usize> =
-            self.header.iter().enumerate().map(|(i, title)| width_of(i, title)).collect();
+        self.header.iter().enumerate().map(|(i, title)| width_of(i, title)).collect()
+    }
+
+    fn render(&self, bold_header: bool) -> String {
+        let widths = self.widths();
         let line = |cells: &mut dyn Iterator<Item = &str>| {
             let padded = cells
                 .zip(&widths)
@@ -116,6 +125,12 @@ pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
+/// Columns of the terminal that stdout goes to; `None` where it goes elsewhere, or the terminal does not tell.
+pub(crate) fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
 /// Text from the hub or a file, made safe for a terminal: control characters could rewrite the screen, and others make
 /// text look like another.
 pub(crate) fn printable(text: &str) -> String {
@@ -159,6 +174,7 @@ mod tests {
             "DEVICE            STATUS\npump-7            enabled\nlong-device-name  dis [2Jabled\n";
         assert_eq!(table.render(false), expected);
         assert!(table.render(true).starts_with("\x1b[1mDEVICE"));
+        assert_eq!(table.width(), expected.lines().map(str::len).max().unwrap());
     }
 
     #[test]

@@ -52,13 +52,17 @@ pub(crate) async fn run(args: &StatusArgs, format: Format) -> Result<Exit, Failu
     match format {
         Format::Json => output::json(&Document::new(hub.host_name(), now, &summary, &listed))?,
         Format::Table => {
-            output::table(&shown::table(&listed, now))?;
+            let (table, is_cut) = shown::table(&listed, now, output::terminal_width());
+            output::table(&table)?;
             output::line("")?;
             if listed.len() < rows.len() {
                 output::line(&format!("{} of {} listed", listed.len(), rows.len()))?;
             }
             for line in summary.lines() {
                 output::line(&line)?;
+            }
+            if is_cut {
+                output::note("fingerprints don't fit into this terminal: widen it, or take --output json");
             }
         }
     }

@@ -124,6 +124,20 @@ mod tests {
     }
 
     #[test]
+    fn a_narrow_terminal_gets_no_fingerprints_and_all_the_rest() {
+        let rows = rows();
+        let listed = select(&rows, &SelectionArgs::default(), NOW);
+        let width = |columns_max| {
+            let (table, is_cut) = crate::status::shown::table(&listed, NOW, columns_max);
+            (table.width(), is_cut)
+        };
+        let (whole, is_cut) = width(None);
+        assert!(!is_cut && width(Some(whole)) == (whole, false));
+        let (narrow, is_cut) = width(Some(whole - 1));
+        assert!(is_cut && narrow + 16 < whole, "{narrow} of {whole}");
+    }
+
+    #[test]
     fn filters_hold_together() {
         let idle = SelectionArgs { disconnected: true, ..SelectionArgs::default() };
         assert_eq!(ids(&rows(), &idle), ["a", "b", "nobody"]);

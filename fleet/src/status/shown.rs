@@ -6,7 +6,31 @@ use super::Row;
 use super::summary::rough;
 use crate::output::Table;
 
-pub(crate) fn table(rows: &[&Row], now: u64) -> Table {
+/// The whole table, or without fingerprints where it would not fit into so many columns. Then also whether it was cut.
+pub(crate) fn table(rows: &[&Row], now: u64, columns_max: Option<usize>) -> (Table, bool) {
+    let whole = whole_table(rows, now);
+    if columns_max.is_none_or(|max| whole.width() <= max) {
+        return (whole, false);
+    }
+    let mut table =
+        Table::new(&["DEVICE", "AGENT", "CONTACT", "LIVES ON", "AGE", "ROTATION", "OFFER", "MARKS"]);
+    for row in rows {
+        let active = row.observed.report().and_then(|report| report.active);
+        table.push([
+            row.observed.identity.to_string(),
+            agent(row),
+            contact(row, now),
+            active.map_or_else(dash, |slot| slot.to_string()),
+            row.observed.active_key_age(now).map_or_else(dash, rough),
+            rotation(row),
+            offer(row, now),
+            marks(row),
+        ]);
+    }
+    (table, true)
+}
+
+fn whole_table(rows: &[&Row], now: u64) -> Table {
     let mut table = Table::new(&[
         "DEVICE",
         "AGENT",
