@@ -1,1 +1,179 @@
+//! A [`Hub`] against the local hub with a tier's limits, and against hubs that are not there.
 
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use reqwest::Method;
+use reqwest::header::HeaderMap;
+use serde_json::{Map, Value, json};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use twinkey_contract::Identity;
+use twinkey_contract::connection_string::ServiceConnectionString;
+use twinkey_emulator::{Emulator, Options, start};
+
+use super::line::{Outcome, Place};
+use super::{CaFile, Category, Hub, HubError, Limits, Tier, Usage};
+
+/// Units of the hubs here: 2000 operations on identities in a minute, which a busy machine can do.
+const UNITS: u32 = 20;
+/// The same in a second.
+const QUOTA: f64 = 2000.0 / 60.0;
+
+struct World {
+    emulator: Emulator,
+    _dir: tempfile::TempDir,
+}
+
+impl World {
+    async fn start(faults: Value) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let Value::Object(faults) = faults else { panic!("faults are an object") };
+        let emulator =
+            start(Options { data_dir: dir.path().join("hub"), faults, ..Options::default() }).await.unwrap();
+        Self { emulator, _dir: dir }
+    }
+
+    fn hub(&self, limits: Limits) -> Arc<Hub> {
+        let ready = self.emulator.ready();
+        let login = ServiceConnectionString::parse(&ready.service_connection_string).unwrap();
+        let ca_file = CaFile { path: &ready.ca_file, named_by: "the hub's CA" };
+        Arc::new(Hub::new(&login, Some(ca_file)).unwrap_or_else(|e| panic!("{}", e.what)).with_limits(limits))
+    }
+
+    /// What the local hub counted.
+    async fn registry_throttle(&self, hub: &Hub) -> Value {
+        let answer = hub
+            .transport
+            .exchange(Method::GET, "/$emulator/throttles", HeaderMap::new(), None)
+            .await
+            .unwrap();
+        let mut seen: Value = serde_json::from_slice(&answer.body).unwrap();
+        seen["categories"]["registry"].take()
+    }
+}
+
+/// A hub's address where nothing is to be had, with a key that opens nothing.
+fn hub_at(address: &str) -> Arc<Hub> {
+    let text = format!(
+        "HostName={address};SharedAccessKeyName=iothubowner;SharedAccessKey=bm90aGluZ25vdGhpbmdub3RoaW5nbm90aGluZyEhISE="
+    );
+    let login = ServiceConnectionString::parse(&text).unwrap();
+    Arc::new(Hub::new(&login, None).unwrap_or_else(|e| panic!("{}", e.what)))
+}
+
+fn device(n: usize) -> Identity {
+    Identity { device_id: format!("d{n}"), module_id: None }
+}
+
+fn registry(hub: &Hub) -> Usage {
+    hub.usage().into_iter().find(|(category, _)| *category == Category::Registry).unwrap().1
+}
+
+/// Reads so many identities with 30 tasks at once; how long it took.
+async fn read_identities(hub: &Arc<Hub>, count: usize) -> Duration {
+    let (next, start) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+    let mut tasks = JoinSet::new();
+    for _ in 0..30 {
+        let (hub, next) = (hub.clone(), next.clone());
+        tasks.spawn(async move {
+            while next.fetch_add(1, Ordering::Relaxed) < count {
+                if let Err(error) = hub.device(&device(0)).await {
+                    assert_eq!(error.status(), Some(404), "{error}");
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_tier_the_documented_quota_is_used_and_the_hub_refuses_nothing() {
+    let throttles = json!({"tier": "S1", "units": UNITS, "burstSecs": 3, "queueSecs": 0});
+    let world = World::start(json!({"throttles": throttles})).await;
+    let hub = world.hub(Limits::tier(Tier::S1, UNITS));
+    let took = read_identities(&hub, 400).await;
+    let usage = registry(&hub);
+    let share = usage.calls as f64 / took.as_secs_f64() / QUOTA;
+    assert!(share >= 0.9, "{share} of the quota: {usage:?}");
+    assert_eq!((usage.calls, usage.throttled, usage.failed), (400, 0, 0));
+    let seen = world.registry_throttle(&hub).await;
+    assert_eq!((&seen["operations"], &seen["refused"]), (&json!(400), &json!(0)), "{seen}");
+    world.emulator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_tier_a_few_refusals_teach_the_pace_and_no_call_is_lost() {
+    let throttles = json!({"tier": "S1", "units": UNITS, "burstSecs": 2, "queueSecs": 0, "retryAfter": true});
+    let world = World::start(json!({"throttles": throttles})).await;
+    let hub = world.hub(Limits::unlimited());
+    let took = read_identities(&hub, 400).await;
+    let usage = registry(&hub);
+    assert!(usage.throttled > 0 && usage.throttled < 80, "{usage:?}");
+    assert_eq!(usage.calls, 400 + usage.throttled);
+    assert_eq!(world.registry_throttle(&hub).await["refused"], json!(usage.throttled));
+    assert!(took < Duration::from_secs(40), "{took:?}: {usage:?}");
+    world.emulator.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_hub_is_not_hammered_and_every_caller_hears_of_it() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    std::thread::spawn(move || {
+        for _connection in listener.incoming() {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let hub = hub_at(&address.to_string());
+    let mut tasks = JoinSet::new();
+    for n in 0..200 {
+        let hub = hub.clone();
+        tasks.spawn(async move { hub.device(&device(n)).await.map(drop) });
+    }
+    for result in tasks.join_all().await {
+        assert!(matches!(result, Err(HubError::Unreached { .. })), "{result:?}");
+    }
+    // 1000 attempts, had each call been sent as often as it may be.
+    let connections = connections.load(Ordering::Relaxed);
+    assert!(connections < 70, "{connections}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_whose_turn_does_not_come_soon_is_given_up_unsent() {
+    let hub = hub_at("127.0.0.1:1");
+    let hub = Arc::into_inner(hub).unwrap().with_limits(Limits::tier(Tier::S1, 1));
+    let batch = hub.lines.of(Category::Registry).turn(100, Place::Back).await.send();
+    batch.land(Outcome::Served, 0);
+    let identity = serde_json::from_value(json!({"deviceId": "d1", "etag": "1"})).unwrap();
+    let started = Instant::now();
+    let error = hub.replace_device(&identity, "1").await.unwrap_err();
+    assert!(matches!(error, HubError::NotInTime { .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(11), "{:?}", started.elapsed());
+    assert!(!error.is_ambiguous() && error.status().is_none());
+    let pause = error.pause_before_next_look().unwrap();
+    assert!((45..=55).contains(&pause.as_secs()), "{pause:?}");
+    assert_eq!(registry(&hub).calls, 1, "the batch alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_are_read_to_their_end_page_by_page() {
+    let world = World::start(Value::Object(Map::new())).await;
+    let hub = world.hub(Limits::unlimited());
+    for n in 0..205 {
+        hub.create_device(&device(n), true).await.unwrap();
+    }
+    assert_eq!(hub.query_all("SELECT * FROM devices").await.unwrap().len(), 205);
+    let queries = hub.usage().into_iter().find(|(category, _)| *category == Category::Queries).unwrap().1;
+    assert_eq!((queries.calls, queries.operations), (3, 3));
+    let all: Vec<Identity> = (0..50).map(device).collect();
+    let before = registry(&hub).operations;
+    let regenerated = hub.regenerate_keys(twinkey_contract::KeySlot::Primary, &all).await.unwrap();
+    assert_eq!((regenerated.rotated_keys.len(), registry(&hub).operations - before), (50, 50));
+    world.emulator.shutdown().await;
+}

@@ -20,7 +20,9 @@ const RATE_MIN: f64 = 0.1;
 /// What is forgiven in a count of tokens, so that rounding wakes nobody twice.
 const ROUNDING: f64 = 1e-6;
 /// Over which time calls are averaged, in seconds.
-const OBSERVED_SECS: f64 = 10.0;
+const OBSERVED_SECS: f64 = 3.0;
+/// Shortest time from which an average is made, in seconds: hubs serve the first calls at once, however many there are.
+const OBSERVED_SECS_MIN: f64 = 1.0;
 /// How long the way back to the pace that was too fast takes, in seconds of use.
 const RETURN_SECS: f64 = 20.0;
 /// What counts as use between two calls: while nobody calls, nothing is learned.
@@ -45,6 +47,8 @@ pub(super) struct Pace {
     /// Operations per second, averaged, at `observed_at`.
     observed: f64,
     observed_at: Instant,
+    /// The first call.
+    observed_since: Option<Instant>,
     held_until: Instant,
     /// When the pace was lowered last: what was sent before says nothing about the new pace.
     lowered_at: Option<Instant>,
@@ -75,6 +79,7 @@ impl Pace {
             filled_at: now,
             observed: 0.0,
             observed_at: now,
+            observed_since: None,
             held_until: now,
             lowered_at: None,
             rounds: 0,
@@ -113,6 +118,7 @@ impl Pace {
     /// A call goes out.
     pub(super) fn take(&mut self, cost: u32, now: Instant) {
         self.observe(now);
+        self.observed_since.get_or_insert(now);
         self.observed += f64::from(cost) / OBSERVED_SECS;
         if self.per_sec().is_some() {
             self.tokens -= f64::from(cost);
@@ -161,7 +167,8 @@ impl Pace {
         };
         if is_news {
             self.observe(now);
-            let too_fast = self.per_sec().map_or(self.observed, |rate| rate.min(self.observed));
+            let observed = self.average(now);
+            let too_fast = self.per_sec().map_or(observed, |rate| rate.min(observed));
             let ceiling = too_fast.max(2.0 * self.least);
             self.learned = Some(Learned { ceiling, used: Duration::ZERO, last_at: now });
             self.tokens = self.tokens.min(0.0);
@@ -179,6 +186,13 @@ impl Pace {
         if let Some(learned) = &mut self.learned {
             learned.last_at = learned.last_at.max(until);
         }
+    }
+
+    /// Operations per second lately. Soon after the first call, there is less to make an average from.
+    fn average(&self, now: Instant) -> f64 {
+        let since = self.observed_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let passed = since.as_secs_f64().max(OBSERVED_SECS_MIN);
+        self.observed / (1.0 - (-passed / OBSERVED_SECS).exp())
     }
 
     fn observe(&mut self, now: Instant) {
