@@ -26,8 +26,8 @@ const ATTEMPTS_MAX: u32 = 5;
 const PAUSE_MS_FIRST: u64 = 500;
 /// Longest pause that grows by itself, in milliseconds.
 const PAUSE_MS_MAX: u64 = 8_000;
-/// Most attempts at one call while the hub answers 429: between them the whole category slows down, at most to a tenth of an
-/// operation in a second.
+/// Most attempts at one call while the hub answers 429: between them the whole category slows down, at most to one
+/// operation in four seconds.
 const ATTEMPTS_THROTTLED_MAX: u32 = 8;
 
 /// Whether a call may be made twice.
@@ -115,8 +115,10 @@ impl Call {
     /// The call's own headers.
     pub(super) fn headers(&self) -> Result<HeaderMap, HubError> {
         let value = |name: &str, text: &str| {
-            HeaderValue::from_str(text)
-                .map_err(|_| HubError::Token { reason: format!("{name} is no header text") })
+            HeaderValue::from_str(text).map_err(|_| HubError::Unsendable {
+                call: self.described(),
+                reason: format!("{name} is no header text"),
+            })
         };
         let mut headers = HeaderMap::new();
         if let Some(etag) = &self.if_match {
@@ -163,7 +165,9 @@ pub(super) fn outcome(result: &Result<Answer, HubError>) -> Option<Outcome> {
             | HubError::Foreign { .. }
             | HubError::Malformed { .. }
             | HubError::NotInTime { .. }
+            | HubError::Closed { .. }
             | HubError::Endless { .. }
+            | HubError::Unsendable { .. }
             | HubError::Token { .. },
         ) => None,
     }
@@ -190,7 +194,9 @@ pub(super) fn pause_before_retry(
             | HubError::TooLong { .. }
             | HubError::Malformed { .. }
             | HubError::NotInTime { .. }
+            | HubError::Closed { .. }
             | HubError::Endless { .. }
+            | HubError::Unsendable { .. }
             | HubError::Token { .. },
         ) => (false, false, None),
     };

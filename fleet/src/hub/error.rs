@@ -38,12 +38,17 @@ pub(crate) enum HubError {
         /// When the hub's limits are likely to leave room.
         again_in: Duration,
     },
+    /// It had no effect.
+    #[error("{call} was not sent: the hub throttles, and wants no such call for another {} s", again_in.as_secs())]
+    Closed { call: String, again_in: Duration },
     #[error("the query has no end: after {pages} pages there is always another one")]
     Endless { pages: usize },
     #[error("{call} was not sent: the certificate that the hub shows is not to be trusted")]
     Untrusted { call: String, source: reqwest::Error },
     #[error("no answer to {call}")]
     Unanswered { call: String, source: reqwest::Error },
+    #[error("{call} can't be sent: {reason}")]
+    Unsendable { call: String, reason: String },
     #[error("can't make a token for the hub: {reason}")]
     Token { reason: String },
 }
@@ -71,16 +76,18 @@ impl HubError {
         Self::Malformed { call: call.to_owned(), line: error.line(), column: error.column() }
     }
 
-    /// The HTTP status, when the hub answered.
+    /// The HTTP status, when the hub answered this call, or others for it.
     pub(crate) fn status(&self) -> Option<u16> {
         match self {
             Self::Answer { status, .. } => Some(*status),
+            Self::Closed { .. } => Some(429),
             Self::Foreign { .. }
             | Self::Cut { .. }
             | Self::TooLong { .. }
             | Self::Malformed { .. }
             | Self::NotInTime { .. }
             | Self::Endless { .. }
+            | Self::Unsendable { .. }
             | Self::Unreached { .. }
             | Self::Untrusted { .. }
             | Self::Unanswered { .. }
@@ -96,7 +103,9 @@ impl HubError {
             }
             Self::Unreached { .. } => Some(LOOK_PAUSE),
             Self::NotInTime { again_in, .. } => Some(LOOK_PAUSE.max(*again_in)),
-            Self::Endless { .. }
+            Self::Closed { .. }
+            | Self::Endless { .. }
+            | Self::Unsendable { .. }
             | Self::Answer { .. }
             | Self::Foreign { .. }
             | Self::Cut { .. }
@@ -119,7 +128,9 @@ impl HubError {
             Self::Foreign { status, .. } => *status >= 500,
             Self::Unreached { .. }
             | Self::NotInTime { .. }
+            | Self::Closed { .. }
             | Self::Endless { .. }
+            | Self::Unsendable { .. }
             | Self::Untrusted { .. }
             | Self::Token { .. } => false,
         }
@@ -141,7 +152,7 @@ impl HubError {
                 "it exists already: choose another id, or look at it with device-identity show"
             }
             Self::Answer { status: 412, .. } => "somebody changed it meanwhile: look at it again and repeat",
-            Self::Answer { status: 429, .. } => {
+            Self::Answer { status: 429, .. } | Self::Closed { .. } => {
                 "the hub throttles: wait a minute, and take fewer devices in one run"
             }
             Self::Answer { status: 500.., .. } => {
@@ -168,6 +179,7 @@ impl HubError {
                 "for a hub with a private CA give --ca-file; otherwise somebody stands between here and the hub, or the \
                  clock is wrong"
             }
+            Self::Unsendable { .. } => "check the id and the etag for what a hub does not take",
             Self::Token { .. } => "check HostName and SharedAccessKeyName in the login file",
         }
     }
@@ -252,6 +264,12 @@ mod tests {
         assert!(matches!(error, HubError::Foreign { .. }));
         let failure = Failure::from(error);
         assert!(failure.next.is_some_and(|next| next.contains("HTTPS_PROXY")), "{}", failure.what);
+    }
+
+    #[test]
+    fn a_page_about_a_silent_hub_does_not_say_that_nothing_was_done() {
+        assert!(answer(504, None, "<html>gateway timeout</html>").is_ambiguous());
+        assert!(!answer(407, None, "<html>who are you?</html>").is_ambiguous());
     }
 
     #[test]

@@ -148,7 +148,7 @@ async fn a_dead_hub_is_not_hammered_and_every_caller_hears_of_it() {
 async fn a_change_whose_turn_does_not_come_soon_is_given_up_unsent() {
     let hub = hub_at("127.0.0.1:1");
     let hub = Arc::into_inner(hub).unwrap().with_limits(Limits::tier(Tier::S1, 1));
-    let batch = hub.lines.of(Category::Registry).turn(100, Place::Back).await.send();
+    let batch = hub.lines.of(Category::Registry).turn(100, Place::Back).await.unwrap().send();
     batch.land(Outcome::Served, 0);
     let identity = serde_json::from_value(json!({"deviceId": "d1", "etag": "1"})).unwrap();
     let started = Instant::now();

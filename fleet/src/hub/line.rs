@@ -73,6 +73,10 @@ pub(super) struct Turn<'a> {
     waited: Duration,
 }
 
+/// The hub has said that it wants no call of this category for so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Closed(pub(super) Duration);
+
 /// A call under way. Dropped before [`Flight::land`], it counts as sent, and nothing is learned from it.
 pub(super) struct Flight<'a> {
     line: &'a Line,
@@ -91,7 +95,8 @@ impl Line {
         }
     }
 
-    pub(super) async fn turn(&self, cost: u32, place: Place) -> Turn<'_> {
+    /// Waits for it; an error at once, also for those who wait, if the hub is not to be asked for a long time.
+    pub(super) async fn turn(&self, cost: u32, place: Place) -> Result<Turn<'_>, Closed> {
         let since = Instant::now();
         let _back = match place {
             Place::Back => Some(self.back.lock().await),
@@ -102,8 +107,9 @@ impl Line {
             let now = Instant::now();
             let admitted = self.state().admit(cost, now);
             match admitted {
-                Ok(()) => return Turn { line: self, cost, waited: now.saturating_duration_since(since) },
+                Ok(()) => return Ok(Turn { line: self, cost, waited: now.saturating_duration_since(since) }),
                 Err(Later::At(at)) => drop(timeout_at(at, self.changed.notified()).await),
+                Err(Later::Never(closed)) => return Err(closed),
                 Err(Later::WhenOneEnds) => self.changed.notified().await,
             }
         }
@@ -165,10 +171,14 @@ impl Lines {
 enum Later {
     At(Instant),
     WhenOneEnds,
+    Never(Closed),
 }
 
 impl State {
     fn admit(&mut self, cost: u32, now: Instant) -> Result<(), Later> {
+        if let Some(left) = self.pace.closed_for(now) {
+            return Err(Later::Never(Closed(left)));
+        }
         if self.window.is_full() {
             return Err(Later::WhenOneEnds);
         }

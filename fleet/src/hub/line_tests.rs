@@ -7,7 +7,7 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::limits::{Category, Limits, Tier};
-use super::line::{Lines, Outcome, Place};
+use super::line::{Closed, Lines, Outcome, Place};
 
 /// Registry: 100 operations in a minute, of which 98 percent are used, and four at once.
 fn s1() -> Arc<Lines> {
@@ -20,7 +20,7 @@ const DEPTH: u32 = 4;
 const SLOT: Duration = Duration::from_millis(613);
 
 async fn call(lines: &Lines, category: Category, place: Place, takes: Duration) {
-    let flight = lines.of(category).turn(1, place).await.send();
+    let flight = lines.of(category).turn(1, place).await.unwrap().send();
     sleep(takes).await;
     flight.land(Outcome::Served, 0);
 }
@@ -61,7 +61,7 @@ async fn turns_come_in_the_order_of_arrival() {
     for n in 0..50 {
         let (lines, order) = (lines.clone(), order.clone());
         tasks.spawn(async move {
-            let turn = lines.of(Category::Registry).turn(1, Place::Back).await;
+            let turn = lines.of(Category::Registry).turn(1, Place::Back).await.unwrap();
             order.lock().unwrap().push(n);
             turn.send().land(Outcome::Served, 0);
         });
@@ -83,7 +83,7 @@ async fn who_gives_up_leaves_the_line_and_has_used_nothing() {
     let (first, second) = (line.turn(1, Place::Back), line.turn(1, Place::Back));
     let second = async {
         yield_now().await;
-        second.await.send().land(Outcome::Served, 0);
+        second.await.unwrap().send().land(Outcome::Served, 0);
         start.elapsed()
     };
     let (gone, waited) = tokio::join!(timeout(SLOT / 4, first), second);
@@ -97,7 +97,7 @@ async fn a_turn_that_is_not_used_goes_back() {
     let lines = s1();
     let line = lines.of(Category::Registry);
     for _ in 0..100 {
-        drop(line.turn(1, Place::Back).await);
+        drop(line.turn(1, Place::Back).await.unwrap());
     }
     let start = Instant::now();
     drain(&lines).await;
@@ -110,7 +110,7 @@ async fn a_call_that_is_dropped_under_way_frees_its_place() {
     let lines = Lines::new(Limits::unlimited());
     let line = lines.of(Category::Jobs);
     for _ in 0..100 {
-        drop(line.turn(1, Place::Back).await.send());
+        drop(line.turn(1, Place::Back).await.unwrap().send());
     }
     assert_eq!(line.usage().calls, 100);
 }
@@ -119,7 +119,7 @@ async fn a_call_that_is_dropped_under_way_frees_its_place() {
 async fn one_retry_after_holds_the_whole_category_and_no_other() {
     let lines = Arc::new(Lines::new(Limits::unlimited()));
     let line = lines.of(Category::Registry);
-    let flight = line.turn(1, Place::Back).await.send();
+    let flight = line.turn(1, Place::Back).await.unwrap().send();
     flight.land(Outcome::Throttled(Some(Duration::from_secs(7))), 0);
     let start = Instant::now();
     let mut tasks = JoinSet::new();
@@ -138,12 +138,29 @@ async fn one_retry_after_holds_the_whole_category_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hub_that_wants_no_call_for_an_hour_keeps_nobody_waiting() {
+    let lines = Lines::new(Limits::unlimited());
+    let line = lines.of(Category::Registry);
+    let (slow, quick) =
+        (line.turn(1, Place::Back).await.unwrap().send(), line.turn(1, Place::Back).await.unwrap().send());
+    quick.land(Outcome::Throttled(Some(Duration::from_secs(30))), 0);
+    let start = Instant::now();
+    let (waiting, ()) = tokio::join!(line.turn(1, Place::Back), async {
+        yield_now().await;
+        slow.land(Outcome::Throttled(Some(Duration::from_secs(3600))), 0);
+    });
+    assert_eq!((waiting.err(), start.elapsed()), (Some(Closed(Duration::from_secs(3600))), Duration::ZERO));
+    sleep(Duration::from_secs(3600)).await;
+    assert!(line.turn(1, Place::Back).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_category_whose_answers_never_come_keeps_no_other_waiting() {
     let lines = Lines::new(Limits::unlimited());
     let line = lines.of(Category::Registry);
     let mut stuck = Vec::new();
     while let Ok(turn) = timeout(Duration::from_secs(60), line.turn(1, Place::Back)).await {
-        stuck.push(turn.send());
+        stuck.push(turn.unwrap().send());
     }
     assert_eq!(stuck.len(), 24);
     let start = Instant::now();
@@ -195,7 +212,7 @@ async fn a_hub_that_shapes_traffic_is_not_crowded() {
         tasks.spawn(async move {
             let mut longest = Duration::ZERO;
             while start.elapsed() < Duration::from_secs(300) {
-                let flight = lines.of(Category::Registry).turn(1, Place::Back).await.send();
+                let flight = lines.of(Category::Registry).turn(1, Place::Back).await.unwrap().send();
                 let since = Instant::now();
                 drop({
                     let served = hub.lock().await;

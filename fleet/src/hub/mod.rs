@@ -12,6 +12,8 @@ mod call;
 mod circuit;
 mod error;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod hub_tests;
 mod limits;
 mod line;
@@ -45,7 +47,7 @@ use circuit::Circuit;
 pub(crate) use error::HubError;
 pub(crate) use limits::{Category, Limits, Tier};
 pub(crate) use line::Usage;
-use line::{Flight, Lines, Outcome};
+use line::{Closed, Flight, Lines, Outcome};
 pub(crate) use registry::{Device, KeyPair, Page, Regenerated, RegistryKey, Twin};
 use transport::ANSWER_TIMEOUT_SECS;
 pub(crate) use transport::{Answer, CaFile, Transport, describe};
@@ -336,6 +338,8 @@ impl Hub {
                 })?
             }
         };
+        let turn =
+            turn.map_err(|Closed(left)| HubError::Closed { call: call.described(), again_in: left })?;
         let probe_max = Duration::from_secs(ANSWER_TIMEOUT_SECS);
         match self.circuit.check(Instant::now(), probe_max) {
             Ok(()) => Ok(turn.send()),

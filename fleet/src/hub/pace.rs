@@ -15,8 +15,8 @@ const QUOTA_SHARE: f64 = 0.98;
 const DEPTH_SECS: f64 = 2.0;
 /// What the bucket holds at least, in operations.
 const DEPTH_MIN: f64 = 4.0;
-/// Least pace, in operations per second: a look now and then.
-const RATE_MIN: f64 = 0.1;
+/// Least pace, in operations per second: below the least limit of any tier, a third (queries of S1).
+const RATE_MIN: f64 = 0.25;
 /// What is forgiven in a count of tokens, so that rounding wakes nobody twice.
 const ROUNDING: f64 = 1e-6;
 /// Over which time calls are averaged, in seconds.
@@ -33,6 +33,8 @@ const HOLD_MS_FIRST: u64 = 1_000;
 const HOLD_MS_MAX: u64 = 8_000;
 /// Longest `Retry-After` that is waited for: beyond it a person should decide.
 pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+/// Longest `Retry-After` that is believed.
+const CLOSED_MAX: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -50,6 +52,8 @@ pub(super) struct Pace {
     /// The first call.
     observed_since: Option<Instant>,
     held_until: Instant,
+    /// Until then the hub wants no call, for longer than is waited for.
+    closed_until: Option<Instant>,
     /// When the pace was lowered last: what was sent before says nothing about the new pace.
     lowered_at: Option<Instant>,
     /// Rounds of 429 since a call was last served.
@@ -81,6 +85,7 @@ impl Pace {
             observed_at: now,
             observed_since: None,
             held_until: now,
+            closed_until: None,
             lowered_at: None,
             rounds: 0,
         }
@@ -97,6 +102,12 @@ impl Pace {
             (Some(quota), Some(learned)) => Some(quota.min(learned)),
             (quota, learned) => quota.or(learned),
         }
+    }
+
+    /// For how long the hub wants no call, if that is longer than anybody should wait.
+    pub(super) fn closed_for(&self, now: Instant) -> Option<Duration> {
+        let left = self.closed_until?.saturating_duration_since(now);
+        Some(left).filter(|left| !left.is_zero())
     }
 
     /// When the next call of this cost may go out; not later than `now` if at once.
@@ -153,6 +164,9 @@ impl Pace {
         now: Instant,
         random: u32,
     ) {
+        if let Some(pause) = retry_after.filter(|pause| *pause > RETRY_AFTER_MAX) {
+            self.closed_until = self.closed_until.max(Some(now + pause.min(CLOSED_MAX)));
+        }
         let is_news = self.lowered_at.is_none_or(|at| sent_at >= at);
         if is_news {
             self.rounds = self.rounds.saturating_add(1);
@@ -161,7 +175,7 @@ impl Pace {
             HOLD_MS_FIRST.saturating_mul(1 << self.rounds.saturating_sub(1).min(16)).min(HOLD_MS_MAX);
         let chance = |ms: u64| Duration::from_millis(ms * u64::from(random) / u64::from(u32::MAX));
         let hold = match retry_after {
-            Some(pause) => pause.min(RETRY_AFTER_MAX) + chance(HOLD_MS_FIRST / 4),
+            Some(pause) => pause.min(CLOSED_MAX) + chance(HOLD_MS_FIRST / 4),
             None if is_news => Duration::from_millis(ceiling_ms / 2) + chance(ceiling_ms / 2),
             None => Duration::ZERO,
         };
@@ -171,7 +185,8 @@ impl Pace {
             let too_fast = self.per_sec().map_or(observed, |rate| rate.min(observed));
             let ceiling = too_fast.max(2.0 * self.least);
             self.learned = Some(Learned { ceiling, used: Duration::ZERO, last_at: now });
-            self.tokens = self.tokens.min(0.0);
+            // One call finds out whether the pause was long enough.
+            self.tokens = self.tokens.min(1.0);
             self.filled_at = now;
             self.lowered_at = Some(now);
         }

@@ -167,7 +167,9 @@ fn the_longest_retry_after_holds_and_a_foolish_one_is_cut() {
     assert_eq!(pace.ready_at(1, start), start + Duration::from_secs(7));
     pace.throttled(start, Some(Duration::MAX), start, u32::MAX);
     let held = pace.ready_at(1, start).duration_since(start);
-    assert!((60.0..61.0).contains(&held.as_secs_f64()), "{held:?}");
+    assert!((3600.0..3601.0).contains(&held.as_secs_f64()), "{held:?}");
+    assert_eq!(pace.closed_for(start), Some(Duration::from_secs(3600)));
+    assert_eq!(pace.closed_for(start + Duration::from_secs(3600)), None);
 }
 
 #[test]

@@ -85,6 +85,10 @@ impl Transport {
         let call = describe(&method, path);
         let url = Url::parse(&format!("{}{path}", self.origin));
         let url = url.map_err(|e| HubError::Token { reason: format!("HostName makes no URL: {e}") })?;
+        // An id that is nothing but dots would name something else: `/devices/d1/modules/..` is the device.
+        if path.split('?').next() != Some(url.path()) {
+            return Err(HubError::Unsendable { call, reason: "an id can't consist of dots".to_owned() });
+        }
         let mut request = Request::new(method, url);
         *request.headers_mut() = headers;
         if let Some(body) = body {
