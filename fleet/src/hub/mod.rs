@@ -70,6 +70,7 @@ const QUERY_PAGES_MAX: usize = 10_000;
 /// Longest wait of a call that was decided on what was just read. It goes to the front of its line, so this is only over where
 /// the hub's limits are exhausted.
 const TURN_MAX: Duration = Duration::from_secs(10);
+
 /// One hub, with the right to speak to it.
 pub(crate) struct Hub {
     transport: Transport,
@@ -160,7 +161,8 @@ impl Hub {
     }
 
     /// Replaces an identity that still has `etag`. It is not repeated, not even after a 429: the twin, which no etag here
-    /// covers, may say something else by then.
+    /// covers, may say something else by then. For the same reason it is given up unsent, as [`HubError::NotInTime`], if
+    /// the hub's limits don't leave room for it soon.
     pub(crate) async fn replace_device(&self, device: &Device, etag: &str) -> Result<Device, HubError> {
         let call =
             Call::new(Category::Registry, Method::PUT, identity_path(&device.identity()), Repeat::Never);
