@@ -12,7 +12,7 @@ mod support;
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use support::TestHub;
+use support::{TestHub, token, unix_secs};
 
 async fn act(hub: &TestHub, acts: Value) -> u16 {
     hub.operate("puppets", acts).await.status
@@ -59,6 +59,24 @@ async fn a_puppet_looks_connected_and_reports_until_something_would_end_its_conn
         (&module["connectionState"], &module["properties"]["reported"]["c"]),
         (&json!("Connected"), &json!(3))
     );
+}
+
+#[tokio::test]
+async fn a_puppets_token_is_judged_as_with_connect_and_whoever_is_refused_does_nothing() {
+    let hub = TestHub::start().await;
+    let mut acts = Vec::new();
+    for (id, is_right) in [("d1", true), ("d2", false)] {
+        let (own, other) = (hub.create(id).await.primary, hub.policy_key("device"));
+        let key = if is_right { own } else { other };
+        let token = token(&format!("localhost/devices/{id}"), &key, unix_secs() + 60, None);
+        acts.push(json!({"identity": id, "token": token, "reported": {"a": 1}}));
+    }
+    acts.push(json!({"identity": "d2", "token": "no token", "reported": {"a": 1}}));
+    let answer = hub.operate("puppets", acts.into()).await.expect(200);
+    assert_eq!(answer, json!({"refused": ["d2", "d2"]}));
+    assert_eq!(twin(&hub, "d1").await["properties"]["reported"]["a"], 1);
+    assert_eq!(twin(&hub, "d2").await["properties"]["reported"].get("a"), None);
+    assert_eq!(hub.refusals("d2").await, ["signature", "malformed"]);
 }
 
 #[tokio::test]

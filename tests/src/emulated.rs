@@ -77,6 +77,27 @@ impl EmulatedHub {
 }
 
 impl Caller {
+    /// What calls the hub at `base`, `https://HOST:PORT`.
+    pub(crate) fn new(http: reqwest::Client, base: String, authorization: String) -> Self {
+        Self { http, base, authorization }
+    }
+
+    /// A request to an operator's endpoint, with its query; `None` if no answer came.
+    ///
+    /// # Panics
+    /// If the hub refuses it.
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: Value) -> Option<Value> {
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if !body.is_null() {
+            request = request.json(&body);
+        }
+        let response = request.send().await.ok()?;
+        let status = response.status();
+        let text = response.text().await.ok()?;
+        assert!(status.is_success(), "{path}: {status} {text}");
+        Some(serde_json::from_str(&text).unwrap())
+    }
+
     /// A REST call; `None` if no answer came.
     pub async fn call(&self, method: Method, path: &str, etag: Option<&str>, body: Value) -> Option<Answer> {
         let url = format!("{}{path}?api-version=2021-04-12", self.base);

@@ -17,7 +17,7 @@ use twinkey_contract::report::{Report, Status};
 use twinkey_emulator::{Emulator, Options, Ready, start};
 use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
 
-use crate::emulated::{emulate, launch};
+use crate::emulated::{Caller, emulate, launch};
 use crate::history::{History, Span};
 use crate::programs;
 use crate::waiting::{PATIENCE, until};
@@ -131,6 +131,12 @@ impl TestHub {
     pub fn policy_key(&self) -> String {
         let text = &self.ready.service_connection_string;
         ServiceConnectionString::parse(text).unwrap().key.expose_base64(&mut [0; 88]).to_owned()
+    }
+
+    /// A caller of its REST interface for another task.
+    pub fn caller(&self) -> Caller {
+        let base = format!("https://localhost:{}", self.https_port());
+        Caller::new(self.http.clone(), base, self.authorization.clone())
     }
 
     /// A command of the operator's program against this hub.

@@ -116,7 +116,12 @@ impl Hub {
         }
     }
 
-    fn verify(&self, state: &State, token: &Token<'_>, id: &IdentityId) -> Result<Credential, RefusedFor> {
+    pub(super) fn verify(
+        &self,
+        state: &State,
+        token: &Token<'_>,
+        id: &IdentityId,
+    ) -> Result<Credential, RefusedFor> {
         if token.is_expired(self.clock.unix_time(), self.options.clock_skew) {
             return Err(RefusedFor::Expired);
         }

@@ -4,18 +4,21 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Hub, State};
-use crate::history::ClosedBy;
+use crate::history::{ClosedBy, RefusedFor};
 use crate::identity::IdentityId;
 use crate::refusal::{ErrorCode, Refusal};
+use crate::sas::Token;
 
 /// What the operator lets a device do.
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Act {
     pub(crate) identity: IdentityId,
     /// Whether it is there from now on. What ends a connection, a real one of the same identity too, ends this as well.
     #[serde(default = "there")]
     connected: bool,
+    /// Judged as CONNECT's is. Without one, nobody asks which key the device lives on.
+    token: Option<String>,
     /// Merged into its reported properties.
     reported: Option<Map<String, Value>>,
 }
@@ -27,11 +30,26 @@ fn there() -> bool {
 impl Act {
     /// Is there, and reports.
     pub(crate) fn report(identity: IdentityId, reported: Map<String, Value>) -> Self {
-        Self { identity, connected: true, reported: Some(reported) }
+        Self { identity, connected: true, token: None, reported: Some(reported) }
     }
 }
 
 impl Hub {
+    /// Lets a device do what the operator says, unless its token is refused: then the answer is `false`. No limit counts
+    /// it.
+    pub(crate) fn act(&self, act: &Act) -> Result<bool, Refusal> {
+        let mut state = self.lock();
+        if let Some(token) = &act.token {
+            let verdict = Token::parse(token).ok_or(RefusedFor::Malformed);
+            if let Err(reason) = verdict.and_then(|token| self.verify(&state, &token, &act.identity)) {
+                state.history.refuse(self.clock.now(), &act.identity.to_string(), reason);
+                return Ok(false);
+            }
+        }
+        state.act(act)?;
+        Ok(true)
+    }
+
     /// Up to `max` desired sections that changed after `number`; waits for the first while `number` is the newest.
     pub(crate) async fn puppets_news(&self, number: u64, max: usize) -> Value {
         let mut bell = self.lock().puppets.bell();
@@ -47,8 +65,7 @@ impl Hub {
 }
 
 impl State {
-    /// Lets a device do what the operator says. No limit counts it.
-    pub(crate) fn act(&mut self, act: &Act) -> Result<(), Refusal> {
+    fn act(&mut self, act: &Act) -> Result<(), Refusal> {
         let id = &act.identity;
         let timestamp = self.clock.timestamp();
         let identity = self.registry.expect_known(id)?;

@@ -2,7 +2,7 @@
 //!
 //! | Request | Answer |
 //! |---|---|
-//! | `POST puppets` `[{"identity", "connected", "reported"}, …]` | `{"acted": N}`; the first that can't ends it, and those before it have acted |
+//! | `POST puppets` `[{"identity", "connected", "token", "reported"}, …]` | `{"refused": [ID, …]}`: whose token CONNECT would refuse, and who did nothing; the first that can't act for another reason ends it, and those before it have acted |
 //! | `GET puppets?after=N&max=N&waitMs=N` | `{"next": N, "changed": [{"identity", "desired"}, …]}`: each puppet whose desired properties are news since `next` of an earlier answer |
 //! | `PATCH twins/{identity}/reported` | 204: the device is there, and has reported this |
 
@@ -44,8 +44,13 @@ impl Endpoint {
             Self::Act => {
                 let acts: Vec<Act> = call.json()?;
                 // Held anew for each: devices that are really there don't wait for a thousand that are not.
-                acts.iter().try_for_each(|act| hub.lock().act(act))?;
-                Ok(Reply::ok(json!({"acted": acts.len()})))
+                let mut refused = Vec::new();
+                for act in &acts {
+                    if !hub.act(act)? {
+                        refused.push(act.identity.to_string());
+                    }
+                }
+                Ok(Reply::ok(json!({"refused": refused})))
             }
             Self::News => {
                 let after = call.number("after")?.unwrap_or(0);
@@ -60,7 +65,7 @@ impl Endpoint {
                     let text = "the path names a device id, or device id%2Fmodule id";
                     Refusal::new(ErrorCode::ArgumentInvalid, text)
                 })?;
-                hub.lock().act(&Act::report(id, call.json()?))?;
+                hub.act(&Act::report(id, call.json()?))?;
                 Ok(Reply::empty())
             }
         }

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -15,6 +15,7 @@ use twinkey_sas::Key;
 use super::line::{Broken, Exchange, Line, NoLine};
 use super::manners::{BreakPoint, Manner, absence, lateness};
 use super::ring::Ring;
+use super::unix_now;
 use crate::chance::Chance;
 
 /// First pause after a key was refused or the hub not reached; doubled up to the longest.
@@ -255,9 +256,4 @@ impl Device {
     fn count(&self, which: impl FnOnce(&Tally) -> &AtomicU64) {
         which(&self.common.tally).fetch_add(1, Ordering::Relaxed);
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "a device's wall clock")]
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }

@@ -65,6 +65,15 @@ impl Exchange {
     }
 }
 
+/// A token that outlives every test.
+pub(super) fn device_token(host_name: &str, identity: &Identity, key: &Key) -> String {
+    let resource = ResourceUri::device(host_name, &identity.device_id).unwrap();
+    let mut buffer = [0; Token::MAX_LEN];
+    let expiry = Expiry::at(FAR_FUTURE_UNIX_SECS);
+    let token = Signer::new(key).sign(&resource, expiry, &mut buffer).unwrap();
+    token.expose().to_owned()
+}
+
 /// Why there is no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoLine {
@@ -119,14 +128,11 @@ impl Line {
         let stream = exchange.connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await?;
         let mut line = Self { stream, incoming: BytesMut::new(), requests: 0, is_hinted: false };
         let host = &exchange.host_name;
-        let resource = ResourceUri::device(host, &identity.device_id).unwrap();
-        let mut buffer = [0; Token::MAX_LEN];
-        let expiry = Expiry::at(FAR_FUTURE_UNIX_SECS);
-        let token = Signer::new(key).sign(&resource, expiry, &mut buffer).unwrap();
+        let token = device_token(host, identity, key);
         let mut hello = Connect::new(identity.to_string());
         hello.keep_alive = u16::try_from(KEEP_ALIVE.as_secs()).unwrap();
         hello.clean_session = false;
-        hello.set_login(format!("{host}/{identity}/?api-version=2021-04-12"), token.expose());
+        hello.set_login(format!("{host}/{identity}/?api-version=2021-04-12"), token.as_str());
         line.send(Packet::Connect(hello)).await?;
         let answer = line.next().await?;
         let Packet::ConnAck(answer) = answer else { panic!("the hub answers CONNECT with {answer:?}") };

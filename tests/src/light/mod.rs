@@ -6,11 +6,13 @@
 mod device;
 mod line;
 mod manners;
+mod puppets;
 mod ring;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -26,6 +28,7 @@ use device::{Common, Device, Orders, Tally};
 use line::{Exchange, Line, NoLine};
 use manners::Manner;
 pub use manners::Manners;
+pub use puppets::Puppets;
 use ring::Ring;
 
 /// Devices that are asked at one time whether they can connect.
@@ -175,4 +178,9 @@ pub(crate) async fn register(hub: &TestHub, name: &str, count: usize) -> Vec<(St
         .collect();
     hub.create_many(&devices).await;
     devices
+}
+
+#[allow(clippy::disallowed_methods, reason = "a device's wall clock")]
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
