@@ -32,6 +32,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use twinkey_contract::connection_string::ServiceConnectionString;
 use twinkey_sas::{Expiry, Key, ResourceUri, Signer, Token};
 use twinkey_tests::emulated::{emulate, launch};
+use twinkey_tests::vitals::raise_descriptors;
 
 /// What is aimed at.
 const DEVICES: u64 = 20_000;
@@ -69,20 +70,6 @@ fn main() {
         println!("only {devices} connections: no more descriptors are allowed (ulimit -n)");
     }
     runtime.block_on(measure(usize::try_from(devices).unwrap()));
-}
-
-/// Raises the limit of open files, of programs started from here too, and says what it is.
-fn raise_descriptors(wanted: u64) -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let maximum = limit.maximum.unwrap_or(u64::MAX).max(wanted);
-    // Only root may raise the maximum.
-    let _ =
-        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: Some(maximum) }).or_else(|_| {
-            let current = limit.maximum.map(|maximum| maximum.min(wanted));
-            setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum })
-        });
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 async fn measure(count: usize) {

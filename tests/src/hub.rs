@@ -1,5 +1,6 @@
 //! A hub for one test, and a caller of its REST interface.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,6 +96,14 @@ impl TestHub {
     /// The port of MQTT over TLS.
     pub fn mqtts_port(&self) -> u16 {
         port_of(&self.ready.mqtts)
+    }
+
+    /// The process, if it is one of its own.
+    pub fn process_id(&self) -> Option<u32> {
+        match &self.running {
+            Running::Library(_) => None,
+            Running::Program(program) => program.id(),
+        }
     }
 
     /// Where MQTT over TLS is served.
@@ -342,6 +351,19 @@ impl TestHub {
     /// Waits until the identity is connected with the key of `slot`.
     pub async fn until_connected(&self, identity: &str, slot: &str) -> Span {
         self.until_live(identity, &format!("connected with the {slot} key"), |span| span.key == slot).await
+    }
+
+    /// Counts operations anew.
+    pub async fn reset_throttles(&self) {
+        self.request(Method::DELETE, "/$emulator/throttles", &[], Value::Null).await.expect(204);
+    }
+
+    /// Operations by category since then.
+    pub async fn operations(&self) -> BTreeMap<String, u64> {
+        let view = self.request(Method::GET, "/$emulator/throttles", &[], Value::Null).await.expect(200);
+        let categories = view["categories"].as_object().unwrap();
+        let count = |meter: &Value| meter["operations"].as_u64().unwrap();
+        categories.iter().map(|(name, meter)| (name.clone(), count(meter))).collect()
     }
 
     /// Ends the hub.

@@ -1,6 +1,8 @@
-//! What a process holds, as Linux tells it (proc(5)).
+//! What a process holds and has used, as Linux tells it (proc(5)).
 
 use std::fs;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Memory and descriptors of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,4 +23,45 @@ impl Vitals {
             fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is ours").count() as u64;
         Self { resident_kib, descriptors }
     }
+}
+
+/// What a process has taken so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// The most memory that was ever resident, in KiB: `VmHWM`.
+    pub peak_kib: u64,
+    /// Processor time, of the process and the kernel for it, in seconds.
+    pub processor_secs: f64,
+}
+
+impl Usage {
+    /// Of a process; `None` if it has ended.
+    pub fn of(pid: u32) -> Option<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // User and system time are the 14th and 15th fields; the second, the name, ends with a parenthesis.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks: f64 = [11, 12].iter().map(|at| fields[*at].parse::<f64>().unwrap()).sum();
+        Some(Self {
+            peak_kib: peak.trim().strip_suffix(" kB").expect("in KiB").parse().unwrap(),
+            processor_secs: ticks / rustix::param::clock_ticks_per_second() as f64,
+        })
+    }
+}
+
+/// Raises the limit of open files, of programs started from here too, and says what it is.
+pub fn raise_descriptors(wanted: u64) -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    let maximum = limit.maximum.unwrap_or(u64::MAX).max(wanted);
+    // Only root may raise the maximum.
+    let _ =
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: Some(maximum) }).or_else(|_| {
+            let current = limit.maximum.map(|maximum| maximum.min(wanted));
+            setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum })
+        });
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }

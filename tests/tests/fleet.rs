@@ -24,7 +24,6 @@ use twinkey_tests::light::{LightFleet, Manners};
 
 /// Devices of the undisturbed fleet.
 const SMOKE_DEVICES: usize = 200;
-const OPERATORS: usize = 4;
 /// Devices and kills without the variables.
 const DEVICES: usize = 40;
 const KILLS: u64 = 5;
@@ -40,17 +39,9 @@ async fn two_hundred_devices_move_to_new_keys_in_one_slot_and_then_in_the_other(
         LightFleet::start(&hub, SMOKE_DEVICES, &Manners::default(), &mut Chance::from_environment()).await;
     for slot in ["secondary", "primary"] {
         let began = Instant::now();
-        // Side by side, each with its part of the fleet: one renews four devices at a time.
-        let operators = fleet.ids().chunks(SMOKE_DEVICES / OPERATORS).map(|part| {
-            let command = renewal(&hub, part, slot, "30s");
-            let devices = part.len();
-            tokio::spawn(async move { (devices, run_to_its_end(command, devices).await) })
-        });
-        for operator in operators.collect::<Vec<_>>() {
-            let (devices, output) = operator.await.unwrap();
-            assert!(output.status.success(), "{}", text(&output.stderr));
-            assert_eq!(outcomes(&output), BTreeMap::from([("renewed".to_owned(), devices)]));
-        }
+        let output = run_to_its_end(renewal(&hub, fleet.ids(), slot, "30s"), SMOKE_DEVICES).await;
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(outcomes(&output), BTreeMap::from([("renewed".to_owned(), SMOKE_DEVICES)]));
         println!("{slot}: {:.1} s, {:?}", began.elapsed().as_secs_f64(), fleet.counts());
         assert_eq!(hub.offers_left().await, 0);
     }
