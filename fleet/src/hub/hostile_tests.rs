@@ -120,7 +120,15 @@ async fn a_web_page_with_429_counts_like_any_other() {
     let hostile = HostileHub::start(page);
     // Of all calls, it makes this one only once.
     let d1 = [Identity::new("d1", None).unwrap()];
-    let error = hostile.hub.regenerate_keys(KeySlot::Primary, &d1).await.unwrap_err();
+    let error = hostile
+        .hub
+        .regenerate_keys(
+            KeySlot::Primary,
+            &d1,
+            tokio::time::Instant::now() + std::time::Duration::from_secs(10),
+        )
+        .await
+        .unwrap_err();
     assert!(matches!(error, HubError::Foreign { status: 429, .. }), "{error}");
     let usage = hostile.hub.usage().into_iter().find(|(category, _)| *category == Category::Registry);
     assert_eq!(usage.map(|(_, usage)| (usage.calls, usage.throttled)), Some((1, 1)));

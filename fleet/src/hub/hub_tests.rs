@@ -175,7 +175,10 @@ async fn queries_are_read_to_their_end_page_by_page() {
     assert_eq!((queries.calls, queries.operations), (3, 3));
     let all: Vec<Identity> = (0..50).map(device).collect();
     let before = registry(&hub).operations;
-    let regenerated = hub.regenerate_keys(twinkey_contract::KeySlot::Primary, &all).await.unwrap();
+    let regenerated = hub
+        .regenerate_keys(twinkey_contract::KeySlot::Primary, &all, Instant::now() + Duration::from_secs(60))
+        .await
+        .unwrap();
     assert_eq!((regenerated.rotated_keys.len(), registry(&hub).operations - before), (50, 50));
     world.emulator.shutdown().await;
 }
