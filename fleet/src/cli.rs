@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use twinkey_contract::{Identity, KeySlot};
 
+use crate::hub::Limits;
 use crate::output::Format;
 
 pub(crate) use fleet::{Fleet, RegistryReading, SelectionArgs, SortBy, StatusArgs};
@@ -433,6 +434,30 @@ pub(crate) struct RenewArgs {
     /// Offer keys unsealed: everybody who may read the twin can read them until they are erased.
     #[arg(long)]
     pub(crate) plain: bool,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+/// How fast a hub may be asked.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// The hub's tier: its limits are kept to. Without it, they are found out when the hub says 429.
+    #[arg(long, value_enum, ignore_case = true)]
+    pub(crate) tier: Option<Tier>,
+    /// How many units of the tier there are.
+    #[arg(long, value_name = "N", requires = "tier", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=200))]
+    pub(crate) units: u32,
+}
+
+impl LimitArgs {
+    pub(crate) fn limits(self) -> Limits {
+        let tier = |tier| match tier {
+            Tier::S1 => crate::hub::Tier::S1,
+            Tier::S2 => crate::hub::Tier::S2,
+            Tier::S3 => crate::hub::Tier::S3,
+        };
+        self.tier.map_or(Limits::unlimited(), |of| Limits::tier(tier(of), self.units))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -65,6 +65,8 @@ const REGENERATE_MAX: usize = 100;
 const REGENERATE_COST: usize = 1;
 /// Most twins on one page of a query (IoT Hub query language, paging).
 const QUERY_PAGE_LEN: u16 = 100;
+/// Shortest wait for a turn that is worth a word.
+const FELT_WAIT_MIN: Duration = Duration::from_secs(5);
 /// Most pages of one query: a hub has at most 1,000,000 identities (IoT Hub quotas).
 const QUERY_PAGES_MAX: usize = 10_000;
 /// Longest wait of a call that was decided on what was just read. It goes to the front of its line, so this is only over where
@@ -111,6 +113,22 @@ impl Hub {
     /// What it was asked until now.
     pub(crate) fn usage(&self) -> [(Category, Usage); 5] {
         Category::ALL.map(|category| (category, self.lines.of(category).usage()))
+    }
+
+    /// What its limits have cost until now, in words; nothing if they were not felt.
+    pub(crate) fn felt_limits(&self) -> Vec<String> {
+        let felt = |(_, usage): &(Category, Usage)| usage.throttled > 0 || usage.waited_max >= FELT_WAIT_MIN;
+        let words = |(category, usage): (Category, Usage)| {
+            format!(
+                "{}: {} operations; the hub said 429 to {} calls, {} waited for their turn, the longest for {:.0} s",
+                category.name(),
+                usage.operations,
+                usage.throttled,
+                usage.waits,
+                usage.waited_max.as_secs_f64()
+            )
+        };
+        self.usage().into_iter().filter(felt).map(words).collect()
     }
 
     /// The name that devices connect to: without the port of the REST interface.

@@ -42,14 +42,14 @@ const NAMES_MAX: usize = 10;
 
 /// `device-identity renew-key`.
 pub(crate) async fn devices(args: RenewDeviceKeyArgs, format: Format) -> Result<Exit, Failure> {
-    let hub = Arc::new(secrets::log_in(&args.hub)?);
+    let hub = Arc::new(secrets::log_in(&args.hub)?.with_limits(args.renew.limits.limits()));
     let targets = targets::devices(&hub, &args.device_id, args.include_modules).await?;
     run(&Renewer::new(hub, targets.len()), &args.renew, &targets, format).await
 }
 
 /// `module-identity renew-key`.
 pub(crate) async fn modules(args: RenewModuleKeyArgs, format: Format) -> Result<Exit, Failure> {
-    let hub = Arc::new(secrets::log_in(&args.hub)?);
+    let hub = Arc::new(secrets::log_in(&args.hub)?.with_limits(args.renew.limits.limits()));
     let targets = targets::modules(&hub, &args.device_id, &args.module_id).await?;
     run(&Renewer::new(hub, targets.len()), &args.renew, &targets, format).await
 }
@@ -77,6 +77,9 @@ async fn run(
         if let Some(message) = &outcome.message {
             output::note(&format!("{}: {message}", outcome.name));
         }
+    }
+    for line in renewer.hub().felt_limits() {
+        output::note(&line);
     }
     match format {
         Format::Table => outcome::show(&outcomes)?,

@@ -1,6 +1,7 @@
 //! `--dry-run`: what would be done to whom, and what it would cost. Nothing is changed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use twinkey_contract::{Identity, KeySlot};
@@ -8,8 +9,9 @@ use twinkey_contract::{Identity, KeySlot};
 use super::device::{self, Job, Stop};
 use super::plan::{Change, Plan, Refusal, Slots};
 use super::renewer::Renewer;
-use crate::cli::{KeySource, KeyType, RenewArgs};
+use crate::cli::{KeySource, KeyType, LimitArgs, RenewArgs, Tier};
 use crate::failure::{Exit, Failure};
+use crate::hub::Category;
 use crate::output::{self, Format, Table};
 
 /// What would be done to one identity.
@@ -94,8 +96,34 @@ pub(super) async fn run(
             output::table(&table)?;
         }
     }
+    output::note(&estimate(&previews, args.limits));
     output::note("nothing was changed: this was a dry run");
     Ok(exit)
+}
+
+/// What all of it costs, and how long a hub of this tier takes at least; without a tier, of the smallest one.
+fn estimate(previews: &[Preview], limits: LimitArgs) -> String {
+    let total =
+        |count: fn(&Calls) -> u32| previews.iter().map(|preview| u64::from(count(&preview.calls))).sum();
+    let totals: [(Category, u64); 3] = [
+        (Category::Registry, total(|calls| calls.registry)),
+        (Category::TwinReads, total(|calls| calls.twin_reads)),
+        (Category::TwinUpdates, total(|calls| calls.twin_updates)),
+    ];
+    let tier = limits.tier.unwrap_or(Tier::S1);
+    let limits = LimitArgs { tier: Some(tier), ..limits };
+    let secs = |(category, operations): &(Category, u64)| {
+        // Far from where floating point is coarse.
+        limits.limits().per_sec(*category).map_or(0.0, |per_sec| *operations as f64 / per_sec)
+    };
+    let least = Duration::from_secs(totals.iter().map(secs).fold(0.0, f64::max).ceil() as u64);
+    let [(_, registry), (_, reads), (_, updates)] = totals;
+    format!(
+        "in all {registry} operations of the registry, {reads} reads and {updates} updates of twins: at least {} on a hub with {} \
+         of {tier:?}",
+        humantime::format_duration(least),
+        if limits.units == 1 { "one unit".to_owned() } else { format!("{} units", limits.units) },
+    )
 }
 
 async fn look(renewer: &Renewer, job: &Job) -> Preview {

@@ -13,7 +13,7 @@ use super::lease::{self, Held};
 use super::looks::Looks;
 use super::maker::KeyMaker;
 use crate::failure::Failure;
-use crate::hub::{Device, Hub, KeyPair, Twin};
+use crate::hub::{Device, Hub, HubError, KeyPair, Twin};
 
 /// How long what was read for one slot may serve for the other.
 const CARRY_MAX: Duration = Duration::from_secs(3);
@@ -65,6 +65,15 @@ impl Renewer {
             own: lease::own_name(),
             is_many: devices > super::looks::READS_MAX,
             carried: Arc::default(),
+        }
+    }
+
+    /// A twin, read together with others if there are many; then it may be a little old.
+    pub(crate) async fn glance(&self, identity: &Identity) -> Result<Twin, HubError> {
+        if self.is_many {
+            self.looks.watch(identity).next().await.map(|look| look.twin)
+        } else {
+            self.hub.twin(identity).await
         }
     }
 
