@@ -16,6 +16,7 @@ mod output;
 #[allow(dead_code, unused_imports, reason = "not every chart has a command yet")]
 mod page;
 mod renew;
+mod rollout;
 mod secrets;
 mod status;
 mod tokens;
