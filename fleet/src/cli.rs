@@ -14,6 +14,7 @@ use twinkey_contract::{Identity, KeySlot};
 
 use crate::hub::Limits;
 use crate::output::Format;
+use crate::rollout::cli::RolloutCommand;
 
 pub(crate) use fleet::{Fleet, RegistryReading, SelectionArgs, SortBy, StatusArgs};
 pub(crate) use manual::{CompletionsArgs, ManArgs};
@@ -74,6 +75,9 @@ Examples:
     /// Look at all devices together.
     #[command(subcommand)]
     Fleet(Fleet),
+    /// Renew the keys of a whole fleet, in waves.
+    #[command(subcommand)]
+    Rollout(RolloutCommand),
     /// Make a SAS token from a key.
     #[command(after_help = "\
 Examples:

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Command::VerifySasToken(args) => tokens::verify(&args, format),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
+        Command::Rollout(command) => block_on(rollout::run(command, format)),
         Command::Demo(args) => block_on(demo::run(args, format)),
         Command::Emulate(args) => block_on(emulate::run(args)),
         Command::DeviceIdentity(command) => block_on(identities::of_devices(command, format)),

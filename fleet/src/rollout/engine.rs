@@ -83,11 +83,13 @@ pub(crate) enum SlotResult {
     Gone { message: String },
 }
 
+/// Hears what is said for good about a device.
+type Say = dyn Fn(&Identity, &str) + Send + Sync;
+
 /// The engine over a hub.
 pub(crate) struct HubEngine {
     renewer: Renewer,
-    /// Things that were said for good.
-    say: Box<dyn Fn(&Identity, &str) + Send + Sync>,
+    say: Box<Say>,
 }
 
 impl HubEngine {

@@ -102,9 +102,8 @@ impl Window {
             Some(until) => (date.tomorrow().ok()?, until),
             None => (date.tomorrow().ok()?, Time::midnight()),
         };
-        let at = |date: Date, time: Time| {
-            Some(zone.to_ambiguous_timestamp(date.to_datetime(time)).compatible().ok()?)
-        };
+        let at =
+            |date: Date, time: Time| zone.to_ambiguous_timestamp(date.to_datetime(time)).compatible().ok();
         Some((at(date, from)?, at(last, until)?))
     }
 

@@ -40,12 +40,9 @@ const TABLES: &str = "
     );
     CREATE TABLE event (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, device INTEGER, what TEXT NOT NULL);";
 
-/// Makes the file under another name first: whatever ends this program meanwhile, it is there as a whole or not at all. The caller
-/// has the lock.
-pub(super) fn create(
-    path: &Path,
-    fill: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
-) -> Result<(), Failure> {
+/// # Errors
+/// Something has that name already.
+pub(super) fn check_new(path: &Path) -> Result<(), Failure> {
     for name in [path.to_owned(), suffixed(path, "-wal")] {
         if name.exists() {
             return Err(Failure::usage(format!("{} is there already", name.display())).next(
@@ -53,6 +50,16 @@ pub(super) fn create(
             ));
         }
     }
+    Ok(())
+}
+
+/// Makes the file under another name first: whatever ends this program meanwhile, it is there as a whole or not at all. The caller
+/// has the lock.
+pub(super) fn create(
+    path: &Path,
+    fill: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
+) -> Result<(), Failure> {
+    check_new(path)?;
     let beside = suffixed(path, ".new");
     let broken = |e: io::Error| {
         Failure::failed(format!("make the ledger {}: {e}", path.display()))

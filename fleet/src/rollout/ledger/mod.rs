@@ -28,6 +28,12 @@ const DEVICE_COLUMNS: &str = "number, device, module, wave, state, attempts, is_
      first_done_at, before_primary, before_secondary, after_primary, after_secondary, rotation, reason, message, started_at, ended_at";
 
 impl Ledger {
+    /// # Errors
+    /// There is something of that name.
+    pub(crate) fn check_new(path: &Path) -> Result<(), Failure> {
+        file::check_new(path)
+    }
+
     /// Makes a ledger that only its owner can read. Nothing is overwritten.
     pub(crate) fn create(path: &Path, rollout: &Rollout, devices: &[DeviceRow]) -> Result<Self, Failure> {
         file::create(path, |transaction| {
