@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use twinkey_contract::{Identity, KeySlot};
 
-use crate::hub::Limits;
+use crate::hub::{Limits, Tier};
 use crate::output::Format;
 use crate::rollout::cli::RolloutCommand;
 
@@ -233,17 +233,6 @@ pub(crate) struct FaultArgs {
     pub(crate) faults: Option<PathBuf>,
 }
 
-/// A hub's tier, which sets the limits for each unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Tier {
-    #[value(name = "S1")]
-    S1,
-    #[value(name = "S2")]
-    S2,
-    #[value(name = "S3")]
-    S3,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct OneDevice {
     #[command(flatten)]
@@ -455,12 +444,7 @@ pub(crate) struct LimitArgs {
 
 impl LimitArgs {
     pub(crate) fn limits(self) -> Limits {
-        let tier = |tier| match tier {
-            Tier::S1 => crate::hub::Tier::S1,
-            Tier::S2 => crate::hub::Tier::S2,
-            Tier::S3 => crate::hub::Tier::S3,
-        };
-        self.tier.map_or(Limits::unlimited(), |of| Limits::tier(tier(of), self.units))
+        self.tier.map_or(Limits::unlimited(), |tier| Limits::tier(tier, self.units))
     }
 }
 

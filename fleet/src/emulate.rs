@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use tokio::signal::unix::{SignalKind, signal};
 use twinkey_emulator::{EmulatorError, Options, Ready};
 
-use crate::cli::{EmulateArgs, FaultArgs, Tier};
+use crate::cli::{EmulateArgs, FaultArgs};
 use crate::failure::{Exit, Failure, chain};
 use crate::output;
 
@@ -75,11 +75,7 @@ fn faults(args: FaultArgs) -> Result<Map<String, Value>, Failure> {
     ];
     faults.extend(named.into_iter().filter_map(|(field, value)| Some((field.to_owned(), value?))));
     if let Some(tier) = args.tier {
-        let tier = match tier {
-            Tier::S1 => "S1",
-            Tier::S2 => "S2",
-            Tier::S3 => "S3",
-        };
+        let tier = tier.as_str();
         // Other settings of the limits, from --fault or a file, stay.
         let mut throttles = match faults.remove("throttles") {
             Some(Value::Object(throttles)) => throttles,

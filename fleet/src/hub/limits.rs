@@ -3,6 +3,9 @@
 //! Source: IoT Hub documentation, "IoT Hub quotas and throttling", operation throttles. The free tier and the basic ones have
 //! the limits of the standard tier beside them in that table.
 
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
 /// What calls are limited by: each category has a limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Category {
@@ -15,12 +18,25 @@ pub(crate) enum Category {
     Jobs,
 }
 
-/// A hub's tier.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A hub's tier, which sets the limits of each unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub(crate) enum Tier {
+    #[value(name = "S1")]
     S1,
+    #[value(name = "S2")]
     S2,
+    #[value(name = "S3")]
     S3,
+}
+
+impl Tier {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::S1 => "S1",
+            Self::S2 => "S2",
+            Self::S3 => "S3",
+        }
+    }
 }
 
 /// How fast calls may go out.

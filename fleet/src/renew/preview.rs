@@ -9,9 +9,9 @@ use twinkey_contract::{Identity, KeySlot};
 use super::device::{self, Job, Stop};
 use super::plan::{Change, Plan, Refusal, Slots};
 use super::renewer::Renewer;
-use crate::cli::{KeySource, KeyType, LimitArgs, RenewArgs, Tier};
+use crate::cli::{KeySource, KeyType, LimitArgs, RenewArgs};
 use crate::failure::{Exit, Failure};
-use crate::hub::Category;
+use crate::hub::{Category, Tier};
 use crate::output::{self, Format, Table};
 
 /// What would be done to one identity.
@@ -120,9 +120,10 @@ fn estimate(previews: &[Preview], limits: LimitArgs) -> String {
     let [(_, registry), (_, reads), (_, updates)] = totals;
     format!(
         "in all {registry} operations of the registry, {reads} reads and {updates} updates of twins: at least {} on a hub with {} \
-         of {tier:?}",
+         of {}",
         humantime::format_duration(least),
         if limits.units == 1 { "one unit".to_owned() } else { format!("{} units", limits.units) },
+        tier.as_str(),
     )
 }
 

@@ -8,10 +8,11 @@ use twinkey_contract::Identity;
 use uuid::Uuid;
 
 use super::span;
-use super::spec::{Keys, Spec, Tier};
+use super::spec::{Keys, Spec};
 use super::waves::WaveSize;
 use crate::cli::{HubArgs, KeySource};
 use crate::failure::Failure;
+use crate::hub::Tier;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RolloutCommand {
@@ -112,10 +113,10 @@ pub(crate) struct SpecArgs {
     /// Count failures only once so many have ended.
     #[arg(long, value_name = "N")]
     minimum_executed: Option<u32>,
-    /// The hub's tier, for the estimate.
+    /// The hub's tier: its limits are kept to. Without it, they are found out when the hub says 429.
     #[arg(long, value_enum, ignore_case = true)]
     tier: Option<Tier>,
-    /// The hub's units, for the estimate.
+    /// How many units of the tier there are.
     #[arg(long, value_name = "N")]
     units: Option<u32>,
 }
@@ -248,7 +249,7 @@ impl SpecArgs {
         spec.failures.max = self.max_failures.or(spec.failures.max);
         spec.failures.max_percent = self.max_failure_percent.or(spec.failures.max_percent);
         set(&mut spec.failures.minimum_executed, self.minimum_executed.as_ref());
-        set(&mut spec.hub.tier, self.tier.as_ref());
+        spec.hub.tier = self.tier.or(spec.hub.tier);
         set(&mut spec.hub.units, self.units.as_ref());
         spec.check()?;
         Ok(spec)

@@ -101,7 +101,11 @@ impl HubEngine {
 impl Engine for HubEngine {
     async fn look(&self, identity: &Identity, depth: Depth) -> Result<Look, SlotResult> {
         let hub = self.renewer.hub();
-        let twin = hub.twin(identity).await.map_err(trouble)?;
+        let twin = match depth {
+            Depth::Report => self.renewer.glance(identity).await,
+            Depth::Registry => hub.twin(identity).await,
+        };
+        let twin = twin.map_err(trouble)?;
         let report = twin.report().ok().flatten();
         let held = |slot: KeySlot| report.as_ref()?.slot(slot).map(|held| held.fingerprint);
         let active = report.as_ref().and_then(|report| report.active);

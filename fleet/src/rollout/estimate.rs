@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::spec::{HubSize, Keys, Source, Spec, Tier};
+use super::spec::{HubSize, Keys, Source, Spec};
+use crate::hub::{Category, Limits};
 
 /// Twins that one query tells of.
 const TWINS_PER_QUERY: u64 = 100;
@@ -38,40 +39,35 @@ pub(crate) fn estimate(spec: &Spec, devices: usize, waves: usize) -> Estimate {
     let slots = u64::from(spec.slots_per_device());
     // One device's two slots in one go share the reading of the identity, the lease, and the erasing (ADR 0012).
     let visits = if spec.keys == Keys::Both && spec.soak.is_zero() { 1 } else { slots };
-    let (registry, twin_updates) = match spec.key_source {
-        Source::Service => (visits + slots, 2 * visits + slots),
-        // The identity is written as a whole, and read again after that.
-        Source::Local => (visits + 2 * slots, visits + slots),
+    // The identity is read once in a visit; each key is one more.
+    let registry = visits + slots;
+    // With keys that the hub makes, the answer to taking the lease is the twin.
+    let (twin_reads, twin_updates) = match spec.key_source {
+        Source::Service => (0, 2 * visits + slots),
+        Source::Local => (visits, visits + slots),
     };
     let pages = devices.div_ceil(TWINS_PER_QUERY);
+    let looks = visits + slots * LOOKS_PER_SLOT;
     let operations = Operations {
         registry: devices * registry,
-        twin_reads: devices * (1 + slots),
+        twin_reads: devices * twin_reads,
         twin_updates: devices * twin_updates,
-        queries: pages + slots * LOOKS_PER_SLOT * (pages + waves.saturating_sub(1)),
+        queries: pages + looks * (pages + waves.saturating_sub(1)),
     };
     let (narrowest, by_limits) = duration(operations, spec.hub);
     let soaks = u32::try_from(waves).unwrap_or(u32::MAX);
     Estimate { operations, by_limits, narrowest, soaking: spec.soak.saturating_mul(soaks) }
 }
 
-/// Operations per second (Microsoft, "IoT Hub quotas and throttling", operation throttles).
+/// Operations per second.
 fn rates(hub: HubSize) -> [(&'static str, f64); 4] {
-    let units = f64::from(hub.units);
-    let (registry_per_minute, queries_per_minute) = match hub.tier {
-        Tier::S1 | Tier::S2 => (100.0, 20.0),
-        Tier::S3 => (5000.0, 1000.0),
-    };
-    let (twin_reads, twin_updates) = match hub.tier {
-        Tier::S1 => (100.0, 50.0),
-        Tier::S2 => (f64::max(100.0, 10.0 * units), f64::max(50.0, 5.0 * units)),
-        Tier::S3 => (500.0 * units, 250.0 * units),
-    };
+    let limits = Limits::tier(hub.estimated_tier(), hub.units);
+    let rate = |category| limits.per_sec(category).unwrap_or(f64::INFINITY);
     [
-        ("registry operations", registry_per_minute * units / 60.0),
-        ("twin reads", twin_reads),
-        ("twin updates", twin_updates),
-        ("queries", queries_per_minute * units / 60.0),
+        ("registry operations", rate(Category::Registry)),
+        ("twin reads", rate(Category::TwinReads)),
+        ("twin updates", rate(Category::TwinUpdates)),
+        ("queries", rate(Category::Queries)),
     ]
 }
 
@@ -101,7 +97,7 @@ mod tests {
         let one = estimate(&spec("keys = 'idle'"), 1, 1).operations;
         assert_eq!((one.registry, one.twin_updates), (2, 3));
         let local = estimate(&spec("key_source = 'local'"), 1, 1).operations;
-        assert_eq!((local.registry, local.twin_updates), (5, 3));
+        assert_eq!((local.registry, local.twin_reads, local.twin_updates), (3, 1, 3));
     }
 
     #[test]

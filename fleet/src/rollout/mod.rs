@@ -82,7 +82,7 @@ async fn look(hub: &Hub, spec: &SpecArgs, target: &TargetArgs) -> Result<Plan, F
 async fn start(args: StartArgs, format: Format) -> Result<Exit, Failure> {
     // What is wrong with the spec is said before anybody logs in.
     args.spec.spec()?;
-    let hub = Arc::new(secrets::log_in(&args.hub)?);
+    let hub = secrets::log_in(&args.hub)?;
     if args.dry_run {
         let plan = look(&hub, &args.spec, &args.target).await?;
         plan.show(format)?;
@@ -123,7 +123,7 @@ async fn resume(args: ResumeArgs, format: Format) -> Result<Exit, Failure> {
     let path = &args.ledger.ledger;
     let mut ledger = Ledger::open(path)?;
     let lock = Lock::take(path)?;
-    let hub = Arc::new(secrets::log_in(&args.hub)?);
+    let hub = secrets::log_in(&args.hub)?;
     let rollout = ledger.rollout()?;
     if rollout.hub != hub.host_name() {
         return Err(Failure::usage(format!(
@@ -174,15 +174,18 @@ fn forgive(ledger: &mut Ledger, rollout: &Rollout, rows: &[DeviceRow]) -> Result
 }
 
 async fn carry_out(
-    hub: Arc<Hub>,
+    hub: Hub,
     mut ledger: Ledger,
     _lock: Lock,
     is_silent: bool,
     format: Format,
 ) -> Result<Exit, Failure> {
     let (spec, devices) = (ledger.rollout()?.spec, ledger.devices()?.len());
+    let limits = spec.hub.limits();
+    let hub = Arc::new(hub.with_limits(limits));
     let progress = Progress::new(is_silent);
     let notes = progress.clone();
+    let felt = hub.clone();
     let renewer = Renewer::new(hub, devices.min(spec.parallelism as usize));
     let engine = HubEngine::new(renewer, move |identity, text| notes.note(&format!("{identity}: {text}")));
     let mut stop = StopSignal::new()?;
@@ -198,6 +201,9 @@ async fn carry_out(
     let ended = runner::run(&mut ledger, engine, means).await;
     listening.abort();
     let state = ended?;
+    for line in felt.felt_limits() {
+        output::note(&line);
+    }
     report::show(&ledger, None, format)?;
     if state == RolloutState::Paused || state == RolloutState::Halted {
         output::note(&format!("go on with: twinkey rollout resume --ledger {}", ledger.path().display()));

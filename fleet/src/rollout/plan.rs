@@ -145,7 +145,7 @@ impl Plan {
                 "at least {} by the limits of {} unit(s) of {} ({narrowest}), besides waiting for devices",
                 told(*by_limits),
                 self.spec.hub.units,
-                self.spec.hub.tier.as_str()
+                self.spec.hub.estimated_tier().as_str()
             ),
         ];
         if !soaking.is_zero() {

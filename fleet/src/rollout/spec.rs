@@ -10,6 +10,7 @@ use super::waves::WaveSize;
 use super::window::Window;
 use crate::cli::KeySource;
 use crate::failure::Failure;
+use crate::hub::{Limits, Tier};
 
 /// Stands for all devices of the hub.
 pub(crate) const ALL: &str = "*";
@@ -98,31 +99,21 @@ impl Default for Failures {
     }
 }
 
-/// The hub's tier, which sets its limits.
+/// The hub's tier, which sets its limits. Without it, they are found out when the hub says 429, and estimates are for the
+/// smallest hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HubSize {
     #[serde(default)]
-    pub(crate) tier: Tier,
+    pub(crate) tier: Option<Tier>,
     #[serde(default = "one")]
     pub(crate) units: u32,
 }
 
 impl Default for HubSize {
     fn default() -> Self {
-        Self { tier: Tier::default(), units: one() }
+        Self { tier: None, units: one() }
     }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-pub(crate) enum Tier {
-    #[default]
-    #[value(name = "S1")]
-    S1,
-    #[value(name = "S2")]
-    S2,
-    #[value(name = "S3")]
-    S3,
 }
 
 fn one() -> u32 {
@@ -225,13 +216,15 @@ impl From<KeySource> for Source {
     }
 }
 
-impl Tier {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::S1 => "S1",
-            Self::S2 => "S2",
-            Self::S3 => "S3",
-        }
+impl HubSize {
+    /// What estimates are for.
+    pub(crate) fn estimated_tier(self) -> Tier {
+        self.tier.unwrap_or(Tier::S1)
+    }
+
+    /// What the hub may be asked.
+    pub(crate) fn limits(self) -> Limits {
+        self.tier.map_or(Limits::unlimited(), |tier| Limits::tier(tier, self.units))
     }
 }
 
@@ -263,7 +256,7 @@ mod tests {
         assert_eq!((spec.keys, spec.key_source, spec.parallelism), (Keys::Both, Source::Service, 50));
         assert_eq!((spec.deadline.as_secs(), spec.soak.as_secs(), spec.retries), (900, 0, 2));
         assert_eq!(spec.waves, usual_waves());
-        assert_eq!((spec.hub.tier, spec.hub.units, spec.windows.len()), (Tier::S1, 1, 0));
+        assert_eq!((spec.hub.tier, spec.hub.units, spec.windows.len()), (None, 1, 0));
     }
 
     #[test]
