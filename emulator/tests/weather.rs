@@ -15,7 +15,7 @@ use std::time::Duration;
 use reqwest::Method;
 use rumqttc::{Packet, Publish, QoS};
 use serde_json::{Value, json};
-use support::{Answer, Client, TestHub, connect, connect_until, publish, unix_secs};
+use support::{Answer, Client, PATIENCE, TestHub, connect, connect_until, publish, unix_secs};
 use tokio::time::timeout;
 
 /// Long enough for an answer that is coming, short enough to wait for one that isn't.
@@ -79,10 +79,8 @@ async fn every_answer_is_late_by_the_latency_and_none_overtakes_another() {
     let keys = hub.create("d1").await;
     let mut client = hub.connect("d1", &keys.primary).await;
     hub.set_faults(json!({"latencyMs": 250, "latencyJitterMs": 100, "seed": 5})).await;
-    for pkid in 1..=20 {
-        client.send(publish("devices/d1/messages/events/", "x", pkid)).await;
-    }
     let began = now_ms(&hub).await;
+    client.send_at_once((1..=20).map(|pkid| publish("devices/d1/messages/events/", "x", pkid))).await;
     for pkid in 1..=20 {
         match client.receive().await {
             Some(Packet::PubAck(ack)) => assert_eq!(ack.pkid, pkid),
@@ -90,7 +88,8 @@ async fn every_answer_is_late_by_the_latency_and_none_overtakes_another() {
         }
     }
     let took = now_ms(&hub).await - began;
-    assert!((150.0..2500.0).contains(&took), "{took} ms for twenty answers that are late at one time");
+    // One after the other they would take five seconds.
+    assert!((250.0..5000.0).contains(&took), "{took} ms for twenty answers that are late at one time");
     let began = now_ms(&hub).await;
     read_device(&hub).await.expect(200);
     let took = now_ms(&hub).await - began;
@@ -100,10 +99,14 @@ async fn every_answer_is_late_by_the_latency_and_none_overtakes_another() {
     let took = now_ms(&hub).await - began;
     assert!(took >= 250.0, "{took}");
     assert_eq!(end_faults(&hub).await["latencyMs"], 0);
-    let began = now_ms(&hub).await;
-    read_device(&hub).await.expect(200);
-    let took = now_ms(&hub).await - began;
-    assert!(took < 250.0, "{took}");
+    let is_quick = async || {
+        let began = now_ms(&hub).await;
+        read_device(&hub).await.expect(200);
+        now_ms(&hub).await - began < 250.0
+    };
+    // A busy machine may be as slow by itself, now and then.
+    let quick = async { while !is_quick().await {} };
+    timeout(PATIENCE, quick).await.expect("the latency has ended");
 }
 
 #[tokio::test]
@@ -204,7 +207,8 @@ async fn requests_over_the_limit_wait_and_are_then_refused_with_429() {
     let hub = TestHub::start().await;
     hub.create("d1").await;
     hub.request(Method::DELETE, "/$emulator/throttles", &[], Value::Null).await.expect(204);
-    let limits = json!({"tier": "S1", "units": 200, "burstSecs": 0, "queueSecs": 0, "retryAfter": true});
+    // One in three seconds: however slow this machine is, some come sooner.
+    let limits = json!({"tier": "S1", "burstSecs": 0, "queueSecs": 0, "retryAfter": true});
     hub.set_faults(json!({"throttles": limits})).await;
     let query = json!({"query": "SELECT * FROM devices"});
     let mut statuses = Vec::new();
@@ -216,7 +220,7 @@ async fn requests_over_the_limit_wait_and_are_then_refused_with_429() {
         }
         assert!(statuses.len() < 50, "never refused");
     };
-    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(matches!(refused.header("retry-after"), Some("1" | "2" | "3")), "{refused:?}");
     refused.expect_error(429, "ThrottlingException");
     read_device(&hub).await.expect(200);
     let seen = hub.look("throttles").await;
@@ -240,19 +244,17 @@ async fn twin_requests_over_the_limit_are_answered_with_429() {
     let mut client = hub.connect("d1", &keys.primary).await;
     client.subscribe("$iothub/twin/res/#", QoS::AtMostOnce).await;
     hub.set_faults(json!({"throttles": {"tier": "S1", "burstSecs": 0, "queueSecs": 0}})).await;
+    let read = || Packet::Publish(Publish::new("$iothub/twin/GET/?$rid=1", QoS::AtMostOnce, ""));
+    client.send_at_once((0..100).map(|_| read())).await;
     let mut statuses = Vec::new();
-    for _ in 0..200 {
-        let (topic, _) = client.request_twin("$iothub/twin/GET/?$rid=1", "").await;
-        statuses.push(topic.split('/').nth(3).unwrap().to_owned());
-        if statuses.last().unwrap() == "429" {
-            break;
-        }
+    for _ in 0..100 {
+        let answer = client.receive_publish().await;
+        statuses.push(answer.topic.split('/').nth(3).unwrap().to_owned());
     }
-    assert_eq!((statuses.first().unwrap().as_str(), statuses.last().unwrap().as_str()), ("200", "429"));
+    assert_eq!(statuses.first().unwrap(), "200");
+    assert!(statuses.iter().any(|status| status == "429"), "{statuses:?}");
     // Telemetry over the limit ends the connection, since MQTT has no word for it.
-    for pkid in 1..=200 {
-        client.send(publish("devices/d1/messages/events/", "x", pkid)).await;
-    }
+    client.send_at_once((1..=200).map(|pkid| publish("devices/d1/messages/events/", "x", pkid))).await;
     while client.receive().await.is_some() {}
     assert_eq!(hub.spans("d1").await.first().unwrap()["closedBy"], "throttled");
 }

@@ -379,8 +379,15 @@ impl Client {
     }
 
     pub async fn send(&mut self, packet: Packet) {
+        self.send_at_once([packet]).await;
+    }
+
+    /// Says all of these in one breath: however slow this machine is, the hub hears them one right after the other.
+    pub async fn send_at_once(&mut self, packets: impl IntoIterator<Item = Packet>) {
         let mut bytes = BytesMut::new();
-        packet.write(&mut bytes, usize::MAX).unwrap();
+        for packet in packets {
+            packet.write(&mut bytes, usize::MAX).unwrap();
+        }
         // The hub may have closed already; then the next receive tells.
         let _ = self.stream.write_all(&bytes).await;
         let _ = self.stream.flush().await;
