@@ -110,7 +110,8 @@ async fn connack_can_be_late_or_never_come() {
     let _late = hub.connect("d1", &keys.primary).await;
     let connected = hub.spans("d1").await[1]["connectedMs"].as_f64().unwrap();
     assert!(connected >= before + 300.0, "{before} {connected}");
-    // Who gives up while waiting takes nothing over either.
+    // Who gives up while waiting takes nothing over either. The hub has a second to hear of it.
+    hub.set_faults(json!({"connackDelayMs": 1000})).await;
     let mut hasty = hub.open().await;
     hasty.send(Packet::Connect(connect("d1", &keys.primary))).await;
     drop(hasty);
