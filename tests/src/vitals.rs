@@ -4,6 +4,11 @@ use std::fs;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::waiting::until;
+
+/// Looks at a process at rest.
+const LOOKS: usize = 10;
+
 /// Memory and descriptors of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vitals {
@@ -22,6 +27,19 @@ impl Vitals {
         let descriptors =
             fs::read_dir(format!("/proc/{pid}/fd")).expect("the process is ours").count() as u64;
         Self { resident_kib, descriptors }
+    }
+
+    /// Of a process at rest. What it has just done may still hold a descriptor for a moment (a program that has asked and
+    /// gone, a file that is being written), so the fewest of some looks count, all made while `is_calm`.
+    pub async fn at_rest(pid: u32, is_calm: impl Fn() -> bool) -> Self {
+        let mut looks = Vec::new();
+        until("the process is at rest", async || {
+            if is_calm() {
+                looks.push(Self::of(pid));
+            }
+            looks.iter().min_by_key(|vitals| vitals.descriptors).copied().filter(|_| looks.len() >= LOOKS)
+        })
+        .await
     }
 }
 

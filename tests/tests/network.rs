@@ -310,8 +310,7 @@ async fn connections_that_are_lost_again_and_again_leave_nothing_behind_in_the_a
 /// What the agent holds while one connection is open, the one that stands, and nothing is on its way.
 async fn vitals_at_rest(scene: &Scene) -> Vitals {
     scene.traffic.until_through(BACK_SOON).await;
-    until("one connection is open", async || (scene.proxy.open() == 1).then(|| Vitals::of(scene.agent.pid())))
-        .await
+    Vitals::at_rest(scene.agent.pid(), || scene.proxy.open() == 1).await
 }
 
 fn number(variable: &str) -> Option<u64> {

@@ -307,10 +307,7 @@ impl World {
 
     /// The agent's descriptors while it holds one connection, the one that stands.
     async fn descriptors_at_rest(&self) -> u64 {
-        until("one connection is open", async || {
-            (self.proxy.open() == 1).then(|| Vitals::of(self.agent.pid()).descriptors)
-        })
-        .await
+        Vitals::at_rest(self.agent.pid(), || self.proxy.open() == 1).await.descriptors
     }
 
     /// `next` is the slot whose turn it would be.
