@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use twinkey_tests::chance::Chance;
@@ -66,14 +67,19 @@ async fn nothing_that_was_answered_is_lost_by_kill_9() {
     for _ in 0..kills {
         let hub = EmulatedHub::start(dir.path()).await;
         let mut tasks = JoinSet::new();
+        let (checking, mut checked) = mpsc::channel::<()>(1);
         for mut writer in writers.drain(..) {
-            let caller = hub.caller();
+            let (caller, checking) = (hub.caller(), checking.clone());
             tasks.spawn(async move {
                 writer.check(&caller).await;
+                drop(checking);
                 while writer.change_something(&caller).await.is_some() {}
                 writer
             });
         }
+        // However slow this machine is, something is changed in each life.
+        drop(checking);
+        while checked.recv().await.is_some() {}
         // Random moments are what this is about.
         sleep(chance.moment(LIFE)).await;
         hub.kill().await;
