@@ -5,7 +5,7 @@
 
 mod document;
 mod earlier;
-mod html;
+pub(crate) mod html;
 mod marks;
 mod observed;
 mod reading;

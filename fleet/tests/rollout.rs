@@ -69,7 +69,11 @@ async fn a_fleet_is_renewed_in_waves_and_the_ledger_holds_no_key() {
         }
         secrets.extend(before.into_iter().chain(after));
     }
-    let report_text = report.to_string();
+    let page = world.path("report.html");
+    world.run_ok(&["rollout", "report", "--html", page.to_str().unwrap()]).await;
+    let page = std::fs::read_to_string(page).unwrap();
+    assert!(page.contains("<svg") && !page.contains("<script") && ids.iter().all(|id| page.contains(id)));
+    let report_text = report.to_string() + &page;
     let files = std::fs::read_dir(world.path("")).unwrap().map(|entry| entry.unwrap().path());
     let ledgers: Vec<_> = files
         .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("rollout.ledger"))

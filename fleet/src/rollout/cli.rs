@@ -53,7 +53,10 @@ Examples:
     #[command(after_help = "Examples:\n  twinkey rollout abort --ledger site-a.ledger --yes")]
     Abort(AbortArgs),
     /// What became of each device.
-    #[command(after_help = "Examples:\n  twinkey rollout report --ledger site-a.ledger --output json")]
+    #[command(after_help = "\
+Examples:
+  twinkey rollout report --ledger site-a.ledger --output json
+  twinkey rollout report --ledger site-a.ledger --html site-a.html")]
     Report(ReportArgs),
     /// Make a new ledger for one that is lost, from what the hub's twins say. Then `resume` goes on.
     #[command(after_help = "\

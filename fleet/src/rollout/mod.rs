@@ -9,6 +9,7 @@ mod estimate;
 #[cfg(test)]
 mod fuse;
 mod gate;
+mod html;
 mod ledger;
 mod plan;
 mod progress;
@@ -34,6 +35,7 @@ use crate::hub::Hub;
 use crate::output::{self, Format};
 use crate::renew::renewer::Renewer;
 use crate::secrets;
+use crate::status::html as page_file;
 use cli::{
     AbortArgs, LedgerArgs, PlanArgs, RebuildArgs, ReportArgs, ResumeArgs, RolloutCommand, SpecArgs,
     StartArgs, TargetArgs,
@@ -219,7 +221,12 @@ fn status(args: &LedgerArgs, format: Format) -> Result<Exit, Failure> {
 
 fn report(args: &ReportArgs, format: Format) -> Result<Exit, Failure> {
     let path = &args.ledger.ledger;
-    report::show(&Ledger::open(path)?, Lock::holder(path)?, format)?;
+    let (ledger, runner) = (Ledger::open(path)?, Lock::holder(path)?);
+    if let Some(file) = &args.html {
+        page_file::check(file)?;
+        page_file::write(file, &html::page(&ledger, runner, unix_now_millis())?)?;
+    }
+    report::show(&ledger, runner, format)?;
     Ok(Exit::Done)
 }
 

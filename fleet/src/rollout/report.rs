@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::html::change;
 use super::ledger::{DeviceRow, Event, Ledger, Prints, Rollout, RolloutState, State};
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, Table};
@@ -176,17 +177,6 @@ pub(crate) fn exit_of(state: RolloutState, rows: &[DeviceRow]) -> Exit {
         RolloutState::Done if has(State::Done) => Exit::Partly,
         RolloutState::Done if has(State::Failed) => Exit::Failed,
         RolloutState::Done => Exit::Refused,
-    }
-}
-
-fn change(
-    before: Option<twinkey_contract::Fingerprint>,
-    after: Option<twinkey_contract::Fingerprint>,
-) -> String {
-    match (before, after) {
-        (Some(before), Some(after)) if before != after => format!("{before} → {after}"),
-        (None, Some(after)) => format!("→ {after}"),
-        (Some(_) | None, _) => "-".to_owned(),
     }
 }
 
