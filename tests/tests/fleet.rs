@@ -21,6 +21,7 @@ use twinkey_tests::chance::Chance;
 use twinkey_tests::gateway::text;
 use twinkey_tests::hub::TestHub;
 use twinkey_tests::light::{LightFleet, Manners};
+use twinkey_tests::waiting::until;
 
 /// Devices of the undisturbed fleet.
 const SMOKE_DEVICES: usize = 200;
@@ -29,6 +30,8 @@ const DEVICES: usize = 40;
 const KILLS: u64 = 5;
 /// Runs that may be needed after everybody behaves.
 const RUNS_MAX: u32 = 10;
+/// Longest life of a rollout's operator before it is killed.
+const ROLLOUT_LIFE: Duration = Duration::from_secs(4);
 /// Longest run of the operator's program, for each hundred devices.
 const RUN_MAX: Duration = Duration::from_secs(120);
 
@@ -84,6 +87,69 @@ async fn no_device_of_a_bad_fleet_is_lost_and_no_key_stays_in_a_twin_when_the_op
     println!("at the end: {:?}", fleet.counts());
     assert_eq!(hub.offers_left().await, 0);
     assert_eq!(fleet.lost().await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_over_a_bad_fleet_whose_operator_is_killed_again_and_again_renews_both_keys_of_every_device()
+ {
+    let devices = number("TWINKEY_FLEET_DEVICES").map_or(DEVICES, |number| usize::try_from(number).unwrap());
+    let kills = number("TWINKEY_FLEET_KILLS").unwrap_or(KILLS);
+    let mut chance = Chance::from_environment();
+    let hub = TestHub::start().await;
+    let fleet = LightFleet::start(&hub, devices, &Manners::MIXED, &mut chance).await;
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("fleet.ledger");
+    let rollout = |args: &[&str]| {
+        let mut command = hub.operator(&[&["rollout"], args].concat());
+        command.arg("--ledger").arg(&ledger).args(["--no-progress", "--output", "json"]);
+        command
+    };
+    let began = Instant::now();
+    let seed = chance.below(1_000).to_string();
+    let start = ["start", "--target", "*", "--waves", "1,10%,100%", "--deadline", "2s", "--retries", "1"];
+    let start = [&start[..], &["--parallelism", "100", "--seed", &seed, "--yes"]].concat();
+    let mut command = rollout(&start);
+    for kill in 0..kills {
+        let mut operator = quiet(command).spawn().unwrap();
+        if kill == 0 {
+            // Before the ledger is there, nothing has been begun, and nothing can be gone on with.
+            until("the ledger", async || ledger.exists().then_some(())).await;
+        }
+        // Random moments are what this is about.
+        tokio::time::sleep(chance.moment(ROLLOUT_LIFE)).await;
+        operator.kill().await.unwrap();
+        command = rollout(&["resume", "--retry-failed"]);
+    }
+    println!(
+        "{devices} devices, {kills} kills in {:.1} s: {:?}",
+        began.elapsed().as_secs_f64(),
+        fleet.counts()
+    );
+    fleet.behave();
+    let report = resume_to_the_end(devices, || rollout(&["resume", "--retry-failed"])).await;
+    println!("after {:.1} s: {:?}", began.elapsed().as_secs_f64(), fleet.counts());
+    for row in report["devices"].as_array().unwrap() {
+        for slot in ["primary", "secondary"] {
+            let (before, after) = (&row["before"][slot], &row["after"][slot]);
+            assert!(before.is_string() && after.is_string() && before != after, "{slot}: {row:#}");
+        }
+    }
+    assert_eq!(hub.offers_left().await, 0);
+    assert_eq!(fleet.lost().await, [""; 0]);
+}
+
+/// Goes on with a rollout until all are done; its report.
+async fn resume_to_the_end(devices: usize, resume: impl Fn() -> Command) -> Value {
+    let mut said = String::new();
+    for _ in 0..RUNS_MAX {
+        let output = run_to_its_end(resume(), devices).await;
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if output.status.success() && report["devicesByState"]["done"] == devices {
+            return report;
+        }
+        said = format!("{}\n{}", report["devicesByState"], text(&output.stderr));
+    }
+    panic!("the rollout is not at its end after {RUNS_MAX} more runs: {said}");
 }
 
 /// Runs the operator's program until every device lives on its key of `slot` and holds no offer.
