@@ -77,8 +77,9 @@ pub(crate) enum SlotResult {
     Done { before: Prints, after: Prints, rotation: Option<String> },
     /// Going on could cut the device off; nothing was changed.
     Refused { code: &'static str, message: String, may_retry: bool },
-    /// It did not work. `pause` is how long another try has to wait at least.
-    Failed { code: &'static str, message: String, may_retry: bool, pause: Duration },
+    /// It did not work. `after` is what the registry has now, as far as that was seen; `pause` is how long another try has to
+    /// wait at least.
+    Failed { code: &'static str, message: String, after: Prints, may_retry: bool, pause: Duration },
     /// The hub has no such device any more.
     Gone { message: String },
 }
@@ -154,11 +155,16 @@ impl Engine for HubEngine {
 }
 
 fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace) -> SlotResult {
-    let fail =
-        |code, message, may_retry| SlotResult::Failed { code, message, may_retry, pause: Duration::ZERO };
+    let after = prints(trace.after.as_ref());
+    let fail = |code, message, may_retry| SlotResult::Failed {
+        code,
+        message,
+        after,
+        may_retry,
+        pause: Duration::ZERO,
+    };
     match result {
         Ok(Ending::Renewed | Ending::Settled | Ending::Swapped) => {
-            let after = prints(trace.after.as_ref());
             if request.replaces.is_some() && after.of(request.slot) == request.replaces {
                 // An earlier run's offer of this very key stood there, and now it does not.
                 return SlotResult::Refused {
@@ -196,6 +202,7 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
         Err(Stop::Busy { by, left }) => SlotResult::Failed {
             code: "busy",
             message: format!("another operator renews its keys (lease of {by}); nothing was changed"),
+            after,
             may_retry: true,
             pause: left.max(PAUSE_MIN),
         },
@@ -230,7 +237,8 @@ fn trouble(error: HubError) -> SlotResult {
         return SlotResult::Gone { message: error.to_string() };
     }
     let message = told(error.into());
-    SlotResult::Failed { code: "error", message, may_retry: true, pause: Duration::ZERO }
+    let after = Prints::default();
+    SlotResult::Failed { code: "error", message, after, may_retry: true, pause: Duration::ZERO }
 }
 
 fn told(failure: Failure) -> String {

@@ -128,6 +128,9 @@ impl Plan {
         let Estimate { operations, by_limits, narrowest, soaking } = &self.estimate;
         let Operations { registry, twin_reads, twin_updates, queries } = operations;
         let sizes: Vec<String> = self.sizes().iter().map(ToString::to_string).collect();
+        if self.renewed.is_empty() {
+            return vec![String::new(), format!("nothing to renew: all {} are refused", self.refused.len())];
+        }
         let mut lines = vec![
             String::new(),
             format!(

@@ -41,7 +41,7 @@ impl<E: Engine> Runner<'_, E> {
         let limit = self.rollout.spec.deadline + GRACE;
         self.spawn(number, async move {
             let look = tokio::time::timeout(limit, engine.look(&identity, depth)).await;
-            let look = look.unwrap_or_else(|_| Err(out_of_time()));
+            let look = look.unwrap_or_else(|_| Err(out_of_time(true)));
             Came::Looked { look, is_deep: depth == Depth::Registry }
         });
     }
@@ -83,7 +83,7 @@ impl<E: Engine> Runner<'_, E> {
             row.state = State::First;
             row.first_slot = Some(slot);
             row.first_replaces = look.prints.of(slot);
-            row.before = look.prints;
+            row.before = row.before.or(look.prints);
             row.started_at.get_or_insert(now);
         });
     }
@@ -119,7 +119,7 @@ impl<E: Engine> Runner<'_, E> {
         let (engine, limit) = (self.engine.clone(), request.deadline + GRACE);
         self.spawn(number, async move {
             let result = tokio::time::timeout(limit, engine.renew(&request)).await;
-            Came::Renewed(result.unwrap_or_else(|_| out_of_time()))
+            Came::Renewed(result.unwrap_or_else(|_| out_of_time(false)))
         });
     }
 
@@ -157,12 +157,14 @@ impl<E: Engine> Runner<'_, E> {
     fn ended_otherwise(&mut self, number: u32, result: SlotResult) {
         let Some(row) = self.rows.get(number as usize) else { return };
         let may_again = row.attempts <= self.rollout.spec.retries;
+        let mut seen = Prints::default();
         let (code, message, again, end) = match result {
             SlotResult::Done { .. } => return,
             SlotResult::Refused { code, message, may_retry } => {
                 (code, message, may_retry.then_some(Duration::ZERO), State::Refused)
             }
-            SlotResult::Failed { code, message, may_retry, pause } => {
+            SlotResult::Failed { code, message, after, may_retry, pause } => {
+                seen = after;
                 (code, message, may_retry.then_some(pause), State::Failed)
             }
             SlotResult::Gone { message } => ("gone", message, None, State::Gone),
@@ -177,6 +179,7 @@ impl<E: Engine> Runner<'_, E> {
                 // Nothing was changed. The next look decides anew.
                 (row.state, row.first_slot, row.first_replaces) = (State::Waiting, None, None);
             }
+            row.after = seen.or(row.after);
             row.reason = Some(code.to_owned());
             row.message = Some(crate::output::printable(&message));
         });
@@ -204,12 +207,15 @@ fn request(row: &DeviceRow, spec: &Spec, rollout: uuid::Uuid) -> Option<SlotRequ
     })
 }
 
-fn out_of_time() -> SlotResult {
+/// Much longer than its deadline. A look may be made again at once: it is the hub that does not answer.
+fn out_of_time(may_retry: bool) -> SlotResult {
     SlotResult::Failed {
         code: "timeout",
-        message: "it took much longer than the deadline and was broken off; `twinkey rollout resume --retry-failed` finishes it"
-            .to_owned(),
-        may_retry: false,
+        message:
+            "it took much longer than the deadline and was broken off; `twinkey rollout resume --retry-failed` finishes it"
+                .to_owned(),
+        after: Prints::default(),
+        may_retry,
         pause: Duration::ZERO,
     }
 }

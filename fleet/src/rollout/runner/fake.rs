@@ -155,6 +155,7 @@ impl Engine for FakeEngine {
         let failed = |code, may_retry| SlotResult::Failed {
             code,
             message: format!("{code} of {id}"),
+            after: fleet.device(id, |device| device.prints()),
             may_retry,
             pause: Duration::ZERO,
         };

@@ -22,7 +22,7 @@ use tokio::time::sleep;
 
 use super::engine::{Engine, Look, SlotResult};
 use super::gate::{self, Ended};
-use super::ledger::{DeviceRow, Ledger, Rollout, RolloutState, State, Wish};
+use super::ledger::{DeviceRow, Ledger, Prints, Rollout, RolloutState, State, Wish};
 use super::progress::Progress;
 use super::span::told;
 use super::window::{self, Opening};
@@ -240,6 +240,7 @@ impl<'a, E: Engine> Runner<'a, E> {
                 let result = SlotResult::Failed {
                     code: "error",
                     message: format!("the renewal broke off: {broken}"),
+                    after: Prints::default(),
                     may_retry: true,
                     pause: Duration::ZERO,
                 };

@@ -201,6 +201,8 @@ async fn a_silent_device_and_one_that_hangs_fail_at_their_deadline_and_hold_nobo
     assert_eq!(world.run().await.unwrap(), RolloutState::Done);
     assert_eq!(world.states(), [State::Failed, State::Failed, State::Done, State::Done]);
     assert_eq!((world.row(0).attempts, world.row(0).reason.as_deref()), (1, Some("timeout")));
+    let made = world.fleet.device("d00", |device| device.registry[&KeySlot::Secondary]);
+    assert_eq!(world.row(0).after.secondary, Some(print(made)), "the ledger knows the key that waits for it");
     assert_eq!(world.row(1).reason.as_deref(), Some("timeout"));
     assert!(world.row(3).ended_at.unwrap() < START + 60_000);
 }
