@@ -6,6 +6,7 @@ mod gateways;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use gateways::{World, exit, text};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use twinkey_contract::Fingerprint;
 use twinkey_sas::Key;
@@ -197,6 +198,32 @@ async fn a_second_runner_hears_who_the_first_is_and_another_terminal_pauses_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_hangs_fails_at_its_deadline_and_gets_the_same_key_when_it_is_back() {
+    let world = World::with_agents(&["d1", "d2"]).await;
+    let before = world.keys("d1").await.map(|key| print(&key));
+    world.signal(0, Signal::STOP);
+    let run = world.run(&with(&ALL_YES, &["--waves", "100%", "--deadline", "10s"])).await;
+    assert_eq!(exit(&run), 4, "{}", text(&run.stderr));
+    let report = world.json(&["rollout", "report"]).await;
+    assert_eq!(report["devicesByState"], json!({"done": 1, "failed": 1}));
+    assert_eq!(device(&report, "d1")["reason"], json!("timeout"));
+    let made = world.keys("d1").await.map(|key| print(&key));
+    assert_eq!((&made[0], made[1] == before[1]), (&before[0], false), "its own key is untouched");
+    assert_eq!(device(&report, "d1")["after"]["secondary"], json!(made[1]));
+
+    world.signal(0, Signal::CONT);
+    let resumed = world.run(&["rollout", "resume", "--retry-failed", "--no-progress"]).await;
+    assert_eq!(exit(&resumed), 0, "{}", text(&resumed.stderr));
+    let after = world.keys("d1").await.map(|key| print(&key));
+    assert_eq!(
+        (&after[1], after[0] == before[0]),
+        (&made[1], false),
+        "the key that waited for it was not made again"
+    );
+    world.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn mistakes_are_told_before_anything_is_done() {
     let world = World::with_agents(&[]).await;
     let said = async |args: &[&str], code: i32| {
@@ -213,6 +240,14 @@ async fn mistakes_are_told_before_anything_is_done() {
     assert!(said(&["rollout", "status", "--ledger", "none"], 2).await.contains("there is no ledger"));
     assert!(said(&["rollout", "status", "--ledger", "odd.toml"], 2).await.contains("is no ledger"));
     world.create("d1").await;
+    world.run_ok(&["module-identity", "create", "-d", "d1", "-m", "meter"]).await;
+    let plan =
+        world.run(&["rollout", "plan", "--target", "*", "--include-modules", "--output", "json"]).await;
+    assert_eq!(exit(&plan), 3, "nobody has an agent");
+    let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();
+    let names: Vec<_> =
+        plan["devices"].as_array().unwrap().iter().map(|one| one["moduleId"].as_str()).collect();
+    assert_eq!(names, [None, Some("meter")]);
     let stranger = ["rollout", "plan", "--target", "*", "--force-dark", "d2"];
     assert!(said(&stranger, 2).await.contains("d2, which is not in the target"));
     world.hub.shutdown().await;

@@ -87,6 +87,12 @@ impl World {
         self.agents.push(Killed(child));
     }
 
+    /// Sends a signal to the agent that was started as the `place`-th.
+    pub(crate) fn signal(&self, place: usize, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.agents[place].0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
