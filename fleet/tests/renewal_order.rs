@@ -696,6 +696,16 @@ fn many_devices_share_orders_and_looks() {
 }
 
 #[test]
+fn many_devices_are_read_one_by_one_where_the_hub_refuses_queries() {
+    let ids = ["d1", "d2", "d3", "d4", "d5"];
+    let hub = ScriptedHub::start(ids.map(|id| (id, Device::with_agent())));
+    hub.change(|state| state.refuses_queries = true);
+    let (output, json, stderr) = renew_devices(&hub, &ids, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert!(json.as_array().unwrap().iter().all(|row| row["outcome"] == "renewed"));
+}
+
+#[test]
 fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     let hub = ScriptedHub::start([
         ("d1", Device::with_agent()),

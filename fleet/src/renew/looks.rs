@@ -6,6 +6,7 @@
 //! finding that something is not there; now and then each twin is read by itself.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Shortest pause between two rounds of queries.
 const QUERY_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Queries that may fail in a row before each twin is read by itself.
+const QUERY_FAILURES_MAX: u32 = 3;
 /// Looks by query after which a twin is read by itself.
 const QUERIES_PER_READ: u32 = 30;
 
@@ -49,6 +52,8 @@ struct Shared {
     hub: Arc<Hub>,
     waiting: Mutex<Waiting>,
     news: Notify,
+    /// Queries that have failed in a row.
+    failures: AtomicU32,
 }
 
 #[derive(Default)]
@@ -72,7 +77,12 @@ pub(super) struct Watch {
 
 impl Looks {
     pub(crate) fn start(hub: Arc<Hub>) -> Self {
-        let shared = Arc::new(Shared { hub, waiting: Mutex::default(), news: Notify::new() });
+        let shared = Arc::new(Shared {
+            hub,
+            waiting: Mutex::default(),
+            news: Notify::new(),
+            failures: AtomicU32::new(0),
+        });
         let task = tokio::spawn(run(shared.clone()));
         Self { shared, task }
     }
@@ -150,10 +160,22 @@ impl Shared {
         let has_modules = watched.iter().any(|(_, identity, _)| identity.module_id.is_some());
         let source = if has_modules { "devices.modules" } else { "devices" };
         let query = format!("SELECT * FROM {source} WHERE deviceId IN [{}]", ids.join(", "));
-        let Ok(found) = self.hub.query_all(&query).await else {
-            // A hub in trouble says nothing about the devices; the next round asks again.
-            return;
+        let found = match self.hub.query_all(&query).await {
+            Ok(found) => found,
+            Err(error) => {
+                let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                // A hub in trouble says nothing about the devices, and the next round asks again; but not for ever, and a hub that
+                // refuses queries may allow reads.
+                let is_passing = error.is_ambiguous() || error.pause_before_next_look().is_some();
+                if !is_passing || failures >= QUERY_FAILURES_MAX {
+                    for (number, identity, _) in watched {
+                        self.read(*number, identity).await;
+                    }
+                }
+                return;
+            }
         };
+        self.failures.store(0, Ordering::Relaxed);
         let twins = found.into_iter().filter_map(|item| serde_json::from_value::<Twin>(item).ok());
         let mut twins: HashMap<Identity, Twin> = twins.map(|twin| (twin.identity(), twin)).collect();
         for (number, identity, _) in watched {

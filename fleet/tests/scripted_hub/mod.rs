@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) if_matches: Vec<(String, String)>,
     /// Answers that come before anything else happens, by method and beginning of the path.
     pub(crate) canned: VecDeque<(&'static str, Canned)>,
+    /// As for a policy without the right to.
+    pub(crate) refuses_queries: bool,
     changes: u32,
 }
 
@@ -306,6 +308,9 @@ impl State {
         let changes = self.changes;
         match call {
             "POST /devices/keys/regenerate" => return self.regenerate(body),
+            "POST /devices/query" if self.refuses_queries => {
+                return (403, json!({"Message": "ErrorCode:IotHubForbidden;no"}));
+            }
             "POST /devices/query" => return self.query(body),
             _ => {}
         }
