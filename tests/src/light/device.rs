@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use twinkey_contract::RotationId;
-use twinkey_contract::sealing::SealingKey;
+use twinkey_contract::sealing::{SealingKey, SealingPublicKey};
 use twinkey_sas::Key;
 
 use super::line::{Broken, Exchange, Line, NoLine};
@@ -29,6 +29,8 @@ const REFUSALS_MAX: u32 = 7;
 pub(super) struct Common {
     pub(super) exchange: Exchange,
     pub(super) sealing: SealingKey,
+    /// Its public half, which takes a while to work out.
+    pub(super) seal_to: SealingPublicKey,
     pub(super) tally: Tally,
 }
 
@@ -246,7 +248,7 @@ impl Device {
         if self.reported == Some(sequence) {
             return Ok(());
         }
-        line.report(&self.ring.report(&self.common.sealing).to_patch()).await?;
+        line.report(&self.ring.report(self.common.seal_to).to_patch()).await?;
         if self.reported.replace(sequence).is_none() {
             self.count(|tally| &tally.reported);
         }

@@ -67,7 +67,8 @@ impl LightFleet {
         let registered = register(hub, "light", count).await;
         let exchange = Exchange::new(hub.mqtts(), hub.host_name(), hub.ca_file());
         let sealing = SealingKey::generate().unwrap();
-        let common = Arc::new(Common { exchange, sealing, tally: Tally::default() });
+        let seal_to = sealing.public();
+        let common = Arc::new(Common { exchange, sealing, seal_to, tally: Tally::default() });
         let orders = watch::Sender::new(Orders::default());
         let devices = registered.iter().map(|(id, keys)| {
             let mut chance = chance.fork();

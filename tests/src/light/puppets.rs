@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use twinkey_contract::Identity;
-use twinkey_contract::sealing::SealingKey;
+use twinkey_contract::sealing::{SealingKey, SealingPublicKey};
 use twinkey_sas::Key;
 
 use super::line::device_token;
@@ -53,10 +53,12 @@ impl Puppets {
             ring.accepted(&key, unix_now());
             (id, ring)
         });
+        let sealing = SealingKey::generate().unwrap();
         let mut player = Player {
             hub: hub.caller(),
             host_name: hub.host_name().to_owned(),
-            sealing: SealingKey::generate().unwrap(),
+            seal_to: sealing.public(),
+            sealing,
             rings: rings.collect(),
             books: books.clone(),
         };
@@ -92,6 +94,7 @@ struct Player {
     hub: Caller,
     host_name: String,
     sealing: SealingKey,
+    seal_to: SealingPublicKey,
     rings: HashMap<String, Ring>,
     books: Arc<Books>,
 }
@@ -155,7 +158,7 @@ impl Player {
             return;
         }
         let acts = ids.iter().map(|id| {
-            let report = self.rings[id].report(&self.sealing).to_patch();
+            let report = self.rings[id].report(self.seal_to).to_patch();
             json!({"identity": id, "reported": report})
         });
         let answer = self.hub.ask(Method::POST, ENDPOINT, acts.collect()).await;

@@ -4,7 +4,7 @@
 
 use twinkey_contract::offer::{Offer, OfferedKey, check_mark};
 use twinkey_contract::report::{Reason, Report, SlotReport, Status};
-use twinkey_contract::sealing::{Binding, SealingKey};
+use twinkey_contract::sealing::{Binding, SealingKey, SealingPublicKey};
 use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, Proof, RotationId};
 use twinkey_sas::Key;
 
@@ -215,7 +215,7 @@ impl Ring {
     }
 
     /// What there is to report. It differs from the one before whenever the sequence does.
-    pub(super) fn report(&self, sealing: &SealingKey) -> Report {
+    pub(super) fn report(&self, seal_to: SealingPublicKey) -> Report {
         let slot_report = |held: &Option<Held>| {
             let held = held.as_ref()?;
             Some(SlotReport { fingerprint: Fingerprint::of(&held.key), proven_at: held.proven_at })
@@ -225,7 +225,7 @@ impl Ring {
         Report {
             contract: CONTRACT_VERSION,
             agent: AGENT.to_owned(),
-            seal_to: Some(sealing.public()),
+            seal_to: Some(seal_to),
             sequence: self.sequence,
             active: proven.map(|_| self.active),
             rotation,
