@@ -307,7 +307,7 @@ fn explain(stop: Stop) -> Failure {
             reason.map_or("no reason", |reason| reason.as_str())
         )),
         Stop::Superseded { .. } => Failure::failed("somebody else's offer took the place of this one"),
-        Stop::Unanswered { last } => Failure::failed(format!("no proof in time; the device said: {last}")),
+        Stop::Unanswered { last } => Failure::failed(format!("no proof in time: {last}")),
         Stop::Busy { by, .. } => Failure::failed(format!("somebody else renews its keys: {by}")),
         Stop::Gone(failure) | Stop::Failed(failure) => failure,
     }

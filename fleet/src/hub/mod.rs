@@ -65,6 +65,10 @@ const REGENERATE_MAX: usize = 100;
 const REGENERATE_COST: usize = 1;
 /// Most twins on one page of a query (IoT Hub query language, paging).
 const QUERY_PAGE_LEN: u16 = 100;
+/// Time in which the registry has to get to every device that is under way: well within a lease.
+const AT_ONCE_SECS: f64 = 25.0;
+/// Devices that are under way however slow the registry is.
+const AT_ONCE_MIN: usize = 4;
 /// Shortest wait for a turn that is worth a word.
 const FELT_WAIT_MIN: Duration = Duration::from_secs(5);
 /// Most pages of one query: a hub has at most 1,000,000 identities (IoT Hub quotas).
@@ -194,6 +198,13 @@ impl Hub {
     ) -> Result<(), HubError> {
         let call = Call::new(Category::Registry, Method::DELETE, identity_path(identity), Repeat::WithCare);
         self.answer(call.if_match(etag.unwrap_or("*"))).await.map(drop)
+    }
+
+    /// Devices whose keys can be renewed at the same time without one waiting for its orders for so long that what was read before
+    /// has to be read again.
+    pub(crate) fn at_once_max(&self) -> Option<usize> {
+        let per_sec = self.limits.per_sec(Category::Registry)?;
+        Some(((per_sec * AT_ONCE_SECS) as usize).max(AT_ONCE_MIN))
     }
 
     /// Identities in one order of keys that the hub's limits take at once.

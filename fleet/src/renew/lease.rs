@@ -10,6 +10,8 @@ use std::os::linux::fs::MetadataExt as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
@@ -22,6 +24,8 @@ use crate::hub::{Hub, Twin};
 
 /// How long a lease holds, in seconds: as long as the slowest answer to a change may take, twice, and some patience.
 const LEASE_SECS: u64 = 180;
+/// How far two operators' clocks may be apart, in seconds: what lasts longer than a lease and this is nobody's.
+const CLOCKS_APART_MAX_SECS: u64 = 10 * 60;
 /// What must be left of a lease when a key is ordered: longer than the answer is waited for.
 const LEFT_MIN: Duration = Duration::from_secs(75);
 /// Most attempts to write it while the twin changes under our hands.
@@ -62,7 +66,10 @@ impl Lease {
     }
 
     fn is_in_the_way(&self, own: &str, now_unix_secs: u64) -> bool {
-        self.by != own && now_unix_secs < self.until_unix_secs && !is_left_behind(&self.by, own)
+        let is_over = now_unix_secs >= self.until_unix_secs;
+        // Of a clock that is far ahead: it would stand for years.
+        let is_absurd = self.until_unix_secs > now_unix_secs + LEASE_SECS + CLOCKS_APART_MAX_SECS;
+        self.by != own && !is_over && !is_absurd && !is_left_behind(&self.by, own)
     }
 }
 
@@ -101,6 +108,12 @@ pub(super) async fn take(
             Ok(twin) => return Ok((twin, Held { taken })),
             // What a query shows may be a little old, too.
             Err(error) if error.status() == Some(412) => twin = hub.twin(identity).await?,
+            // Whether it was written shows in the twin.
+            Err(error) if error.is_ambiguous() => {
+                let twin = hub.twin(identity).await?;
+                let is_ours = Lease::read(&twin.tags).is_some_and(|lease| lease.by == own);
+                return if is_ours { Ok((twin, Held { taken })) } else { Err(error.into()) };
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -127,8 +140,19 @@ fn is_left_behind(by: &str, own: &str) -> bool {
         Some((machine, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
     };
     match (parts(by), parts(own)) {
-        (Some((machine, pid, start)), Some((here, ..))) => machine == here && start_of(pid) != Some(start),
+        (Some((machine, pid, start)), Some((here, ..))) => machine == here && is_gone(pid, start),
         (Some(_) | None, Some(_) | None) => false,
+    }
+}
+
+/// Some systems hide others' processes: what can't be seen is gone only if the kernel knows no such process.
+fn is_gone(pid: u32, start: u64) -> bool {
+    match start_of(pid) {
+        Some(found) => found != start,
+        None => i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .is_none_or(|pid| test_kill_process(pid) == Err(Errno::SRCH)),
     }
 }
 
@@ -165,6 +189,8 @@ mod tests {
         assert!(read.is_in_the_way(&own_name(), 99));
         assert!(!read.is_in_the_way(&own_name(), 100));
         assert!(!read.is_in_the_way("elsewhere-1-2", 99));
+        // A clock that was years ahead does not keep a device for years.
+        assert!(!lease("elsewhere-1-2", 2_110_623_129).is_in_the_way(&own_name(), 1_800_000_000));
     }
 
     #[test]

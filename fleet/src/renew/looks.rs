@@ -17,7 +17,7 @@ use twinkey_contract::Identity;
 
 use crate::hub::{Hub, HubError, Twin};
 
-/// Twins up to this number are read one by one.
+/// Devices of a run up to this number have their twins read one by one.
 pub(super) const READS_MAX: usize = 3;
 /// Twins in one query.
 const QUERY_DEVICES_MAX: usize = 100;
@@ -76,14 +76,15 @@ pub(super) struct Watch {
 }
 
 impl Looks {
-    pub(crate) fn start(hub: Arc<Hub>) -> Self {
+    /// With `is_many`, twins are read by query however few are waited for at the moment.
+    pub(crate) fn start(hub: Arc<Hub>, is_many: bool) -> Self {
         let shared = Arc::new(Shared {
             hub,
             waiting: Mutex::default(),
             news: Notify::new(),
             failures: AtomicU32::new(0),
         });
-        let task = tokio::spawn(run(shared.clone()));
+        let task = tokio::spawn(run(shared.clone(), is_many));
         Self { shared, task }
     }
 
@@ -187,7 +188,7 @@ impl Shared {
     }
 }
 
-async fn run(shared: Arc<Shared>) {
+async fn run(shared: Arc<Shared>, is_many: bool) {
     let mut pause = PAUSE_MIN;
     loop {
         let round = Instant::now();
@@ -196,7 +197,7 @@ async fn run(shared: Arc<Shared>) {
         let by_itself = |(_, identity, queries): &(u64, Identity, u32)| {
             *queries >= QUERIES_PER_READ || identity.device_id.contains('\'')
         };
-        let is_few = ready.len() <= READS_MAX;
+        let is_few = !is_many;
         let reads: Vec<_> = if is_few {
             std::mem::take(&mut ready)
         } else {

@@ -68,7 +68,7 @@ async fn run(
         confirm(&question(args.key_type, targets))?;
     }
     let progress = Progress::new(targets.len(), args.no_progress);
-    let turns = Semaphore::new(AT_ONCE);
+    let turns = Semaphore::new(renewer.hub().at_once_max().map_or(AT_ONCE, |max| max.min(AT_ONCE)));
     let renewals = targets.iter().map(|identity| renew_one(renewer, args, identity, &turns, &progress));
     let outcomes: Vec<Outcome> = join_all(renewals).await.into_iter().flatten().collect();
     progress.finish();

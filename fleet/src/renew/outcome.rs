@@ -101,9 +101,7 @@ pub(super) fn of(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed
             (Word::Superseded, Some("superseded".to_owned()), Some(message))
         }
         Err(Stop::Unanswered { last }) => {
-            let message = format!(
-                "no proof in time (the device said: {last}); the offer stands, and a second run finishes"
-            );
+            let message = format!("no proof in time ({last}); the offer stands, and a second run finishes");
             (Word::Unanswered, Some("timeout".to_owned()), Some(message))
         }
         Err(Stop::Failed(failure)) => (Word::Failed, Some("error".to_owned()), Some(told(failure))),

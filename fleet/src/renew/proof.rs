@@ -52,7 +52,7 @@ pub(super) async fn wait(
     watch: Watch<'_>,
 ) -> Result<Answered, Stop> {
     let deadline = Instant::now() + job.timeout;
-    let mut last = "nothing".to_owned();
+    let mut last = "the device said nothing".to_owned();
     let mut looks = renewer.looks.watch(&job.identity);
     watch(Event::Step("waiting for the device's proof"));
     loop {
@@ -85,7 +85,7 @@ pub(super) async fn wait(
         let report = twin.report().ok().flatten();
         match report.as_ref().map(|report| judge(report, rotation, expected)) {
             None => {}
-            Some(Judgement::Pending(said)) => last = said,
+            Some(Judgement::Pending(said)) => last = format!("the device said: {said}"),
             Some(Judgement::Proved(active)) => {
                 let keys = expected.keys.clone();
                 return Ok(Answered::Proved(Box::new(Proved { twin, is_fresh, rotation, keys, active })));
@@ -101,7 +101,7 @@ pub(super) async fn wait(
         if is_last {
             let is_disabled = !twin.is_enabled();
             return Err(Stop::Unanswered {
-                last: if is_disabled { "nothing: it is disabled".to_owned() } else { last },
+                last: if is_disabled { "the device is disabled".to_owned() } else { last },
             });
         }
     }

@@ -58,12 +58,13 @@ struct Carried {
 impl Renewer {
     /// For `devices` devices in all.
     pub(crate) fn new(hub: Arc<Hub>, devices: usize) -> Self {
+        let is_many = devices > super::looks::READS_MAX;
         Self {
             maker: KeyMaker::start(hub.clone()),
-            looks: Looks::start(hub.clone()),
+            looks: Looks::start(hub.clone(), is_many),
             hub,
             own: lease::own_name(),
-            is_many: devices > super::looks::READS_MAX,
+            is_many,
             carried: Arc::default(),
         }
     }

@@ -86,25 +86,25 @@ pub(crate) struct SpecArgs {
     /// Their modules, too.
     #[arg(long)]
     include_modules: bool,
-    /// Which keys: `both` one after the other, or only the one that the device does not use.
+    /// Which keys: `both` one after the other, or only the one that the device does not use. Usually both.
     #[arg(long, value_enum)]
     keys: Option<Keys>,
-    /// Who makes new keys.
+    /// Who makes new keys. Usually service.
     #[arg(long, value_enum)]
     key_source: Option<KeySource>,
-    /// How many have had their turn after each wave: numbers or per cents, such as 1,1%,10%,100%.
+    /// How many have had their turn after each wave: numbers or per cents, such as 1,1%,10%,100%. Usually 1,1%,10%,100%.
     #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = parse_wave)]
     waves: Vec<WaveSize>,
-    /// Keys that are renewed at the same time.
+    /// Keys that are renewed at the same time. Usually 50.
     #[arg(long, value_name = "N")]
     parallelism: Option<u32>,
-    /// How long a device may take to prove a new key.
+    /// How long a device may take to prove a new key. Usually 15m.
     #[arg(long, value_name = "DURATION", value_parser = span::parse)]
     deadline: Option<Duration>,
-    /// How long a device lives on its first new key before the other one is renewed.
+    /// How long a device lives on its first new key before the other one is renewed. Usually 0s.
     #[arg(long, value_name = "DURATION", value_parser = span::parse)]
     soak: Option<Duration>,
-    /// Further attempts at a key.
+    /// Further attempts at a key. Usually 2.
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
     /// Stop beginning devices when more than this many have failed.

@@ -19,6 +19,11 @@ use crate::renew::renewer::Renewer;
 /// Pause before another try where somebody else's lease has no time left any more.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
+/// The code of a renewal that somebody else's lease stopped.
+pub(crate) const BUSY: &str = "busy";
+/// Longest pause before another look at somebody else's lease.
+const BUSY_PAUSE_MAX: Duration = Duration::from_secs(20);
+
 /// Renews slots. Every call may be broken off at any point and made again.
 pub(crate) trait Engine: Send + Sync + 'static {
     /// Where the device lives and which keys there are. `Depth::Report` is cheaper, and may not tell all.
@@ -200,11 +205,12 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
             },
         },
         Err(Stop::Busy { by, left }) => SlotResult::Failed {
-            code: "busy",
+            code: BUSY,
             message: format!("another operator renews its keys (lease of {by}); nothing was changed"),
             after,
             may_retry: true,
-            pause: left.max(PAUSE_MIN),
+            // It may be given back before it ends.
+            pause: left.clamp(PAUSE_MIN, BUSY_PAUSE_MAX),
         },
         Err(Stop::Gone(failure)) => SlotResult::Gone { message: failure.what },
         Err(Stop::Rejected { status, reason }) => fail(
@@ -223,7 +229,7 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
         Err(Stop::Unanswered { last }) => fail(
             "timeout",
             format!(
-                "no proof in time (the device said: {last}); the offer stands, and the new key is good: `twinkey rollout \
+                "no proof in time ({last}); the offer stands, and the new key is good: `twinkey rollout \
                  resume --retry-failed` finishes once the device is back"
             ),
             false,

@@ -100,6 +100,9 @@ async fn start(args: StartArgs, format: Format) -> Result<Exit, Failure> {
         return Err(refused(&plan));
     }
     if !args.yes {
+        for line in plan.summary() {
+            output::note(&line);
+        }
         confirm(&format!("Renew the keys of {} in {} waves?", plan.renewed.len(), plan.waves()))?;
     }
     let id = RotationId::generate(unix_now_millis()).map_err(|e| Failure::failed(e.to_string()))?.0;
@@ -124,8 +127,10 @@ fn refused(plan: &Plan) -> Failure {
 async fn resume(args: ResumeArgs, format: Format) -> Result<Exit, Failure> {
     let path = &args.ledger.ledger;
     let mut ledger = Ledger::open(path)?;
-    let lock = Lock::take(path)?;
     let hub = secrets::log_in(&args.hub)?;
+    let lock = Lock::take(path)?;
+    // Wishes from now on are for this run; an abort stands whenever it was said.
+    ledger.forget_pause()?;
     let rollout = ledger.rollout()?;
     if rollout.hub != hub.host_name() {
         return Err(Failure::usage(format!(
@@ -199,7 +204,7 @@ async fn carry_out(
             let _ = send.send(()).await;
         }
     });
-    let means = Means { clock: Arc::new(unix_now_millis), progress, signals };
+    let means = Means { places_max: felt.at_once_max(), clock: Arc::new(unix_now_millis), progress, signals };
     let ended = runner::run(&mut ledger, engine, means).await;
     listening.abort();
     let state = ended?;
@@ -255,6 +260,14 @@ fn wish(ledger: &mut Ledger, wish: Wish, state: RolloutState, word: &str) -> Res
     ledger.set_wish(wish, now)?;
     match Lock::take(ledger.path()) {
         Ok(_lock) => {
+            let now_is = ledger.rollout()?.state;
+            if matches!(now_is, RolloutState::Done | RolloutState::Aborted) {
+                output::note(&format!("the rollout is {} meanwhile", now_is.as_str()));
+                return Ok(Exit::Done);
+            }
+            let wish = ledger.wish()?;
+            let (state, word) =
+                if wish == Wish::Abort { (RolloutState::Aborted, "aborted") } else { (state, word) };
             ledger.set_state(state, Some(&format!("{word} while nobody was at work on it")), now)?;
             let rows = ledger.devices()?;
             let under_way =
@@ -281,7 +294,8 @@ async fn rebuild(args: &RebuildArgs, format: Format) -> Result<Exit, Failure> {
     let _lock = Lock::take(path)?;
     Ledger::check_new(path)?;
     let plan = look(&hub, &args.spec, &args.target).await?;
-    let (rollout, mut rows) = plan.to_ledger(args.id, unix_now_millis());
+    let (mut rollout, mut rows) = plan.to_ledger(args.id, unix_now_millis());
+    rollout.message = Some("rebuilt from the hub's twins".to_owned());
     let known = restore(&plan, args.id, &mut rows);
     if known == 0 {
         return Err(Failure::usage(format!(
@@ -301,12 +315,14 @@ async fn rebuild(args: &RebuildArgs, format: Format) -> Result<Exit, Failure> {
 
 /// Puts what the twins' tags tell into the rows; how many told something.
 fn restore(plan: &Plan, id: Uuid, rows: &mut [DeviceRow]) -> usize {
-    let id = id.to_string();
+    let (rollout_id, id) = (id, id.to_string());
     let now = unix_now_millis();
     let candidates = plan.renewed.iter().map(|(one, _)| one).chain(&plan.refused);
     let mut known = 0;
     for (one, row) in candidates.zip(rows) {
         match one.mark.as_ref().filter(|(rollout, _)| *rollout == id) {
+            // Tags may be copied from another device; a proved rotation that is younger than the rollout is not.
+            Some(_) if one.rotation.is_none_or(|rotation| rotation.0 <= rollout_id) => continue,
             Some((_, true)) => {
                 (row.state, row.reason, row.message) = (State::Done, None, None);
                 row.ended_at = Some(now);

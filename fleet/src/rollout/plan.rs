@@ -12,6 +12,8 @@ use super::span::told;
 use super::spec::Spec;
 use super::target::{Candidate, Target, Verdict};
 use super::waves;
+use super::window;
+use crate::clock::unix_now_millis;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, Table};
 
@@ -124,7 +126,7 @@ impl Plan {
     }
 
     /// What it comes to, in a few lines.
-    fn summary(&self) -> Vec<String> {
+    pub(crate) fn summary(&self) -> Vec<String> {
         let Estimate { operations, by_limits, narrowest, soaking } = &self.estimate;
         let Operations { registry, twin_reads, twin_updates, queries } = operations;
         let sizes: Vec<String> = self.sizes().iter().map(ToString::to_string).collect();
@@ -133,8 +135,9 @@ impl Plan {
         }
         let mut lines = vec![
             String::new(),
+            output::printable(&format!("target {} on {}", self.spec.target, self.hub)),
             format!(
-                "{} to renew in {} waves ({}), {} refused; seed {}",
+                "{} to renew in {} waves ({}), {} refused; order by --seed {}",
                 self.renewed.len(),
                 sizes.len(),
                 sizes.join(", "),
@@ -151,6 +154,7 @@ impl Plan {
                 self.spec.hub.estimated_tier().as_str()
             ),
         ];
+        lines.extend(window::told_opening(&self.spec.windows, unix_now_millis()));
         if !soaking.is_zero() {
             lines.push(format!("and {} of soaking, {} in each wave", told(*soaking), told(self.spec.soak)));
         }

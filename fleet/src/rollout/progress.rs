@@ -32,7 +32,7 @@ impl Progress {
         if !io::stderr().is_terminal() {
             return Self::Lines(Arc::default());
         }
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         // Painted here: the library counts an empty NO_COLOR as set.
         let template = if output::is_coloured(&io::stderr()) {
             "\x1b[36m{bar:30}\x1b[0m {pos}/{len} {per_sec}, {eta} left  {msg}"

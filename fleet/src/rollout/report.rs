@@ -1,14 +1,21 @@
 //! What became of a rollout and of each of its devices, from the ledger alone.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::html::change;
 use super::ledger::{DeviceRow, Event, Ledger, Prints, Rollout, RolloutState, State};
+use super::span::told;
+use super::window;
+use crate::clock::unix_now_millis;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format, Table};
+
+/// Names that a few lines tell.
+const NAMES_MAX: usize = 10;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -110,10 +117,21 @@ impl Summary {
             (None, _) => String::new(),
         };
         let message = self.message.as_ref().map(|text| format!(": {text}")).unwrap_or_default();
+        // All have ended: that says nothing about how.
+        let failed: u64 =
+            ["failed", "refused"].iter().filter_map(|state| self.devices_by_state.get(state)).sum();
+        let state = match self.state {
+            RolloutState::Done if failed > 0 => format!("ended, {failed} devices not done"),
+            other @ (RolloutState::Running
+            | RolloutState::Paused
+            | RolloutState::Halted
+            | RolloutState::Aborted
+            | RolloutState::Done) => other.as_str().to_owned(),
+        };
         let counts: Vec<String> =
             self.devices_by_state.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let mut lines = vec![
-            format!("rollout {} on {}, {}{message}{runner}", self.id, self.hub, self.state.as_str()),
+            format!("rollout {} on {}, {state}{message}{runner}", self.id, self.hub),
             format!("target {}, seed {}, since {}", self.target, self.seed, self.created_at),
             format!("devices: {}", if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }),
         ];
@@ -126,11 +144,76 @@ impl Summary {
 
 /// `status`.
 pub(crate) fn status(ledger: &Ledger, runner: Option<u32>, format: Format) -> Result<(), Failure> {
-    let summary = Summary::of(&ledger.rollout()?, &ledger.devices()?, runner);
+    let (rollout, rows) = (ledger.rollout()?, ledger.devices()?);
+    let summary = Summary::of(&rollout, &rows, runner);
     match format {
         Format::Json => output::json(&summary),
-        Format::Table => summary.lines().iter().try_for_each(|line| output::line(line)),
+        Format::Table => {
+            let now = unix_now_millis();
+            let is_open = !matches!(rollout.state, RolloutState::Done | RolloutState::Aborted);
+            let opening = window::told_opening(&rollout.spec.windows, now).filter(|_| is_open);
+            let more = opening.into_iter().chain(under_way(&rows, &rollout, now)).chain(troubles(&rows));
+            let lines = summary.lines().into_iter().chain(more.map(|line| output::printable(&line)));
+            lines.into_iter().try_for_each(|line| output::line(&line))
+        }
     }
+}
+
+/// Whose keys are being renewed, the longest first.
+fn under_way(rows: &[DeviceRow], rollout: &Rollout, now: u64) -> Vec<String> {
+    let since = |row: &DeviceRow| match row.state {
+        State::First => row.started_at,
+        State::Second => row.first_done_at,
+        State::Waiting
+        | State::Soaking
+        | State::Done
+        | State::Failed
+        | State::Refused
+        | State::Skipped
+        | State::Gone => None,
+    };
+    let mut busy: Vec<_> = rows.iter().filter_map(|row| Some((since(row)?, row))).collect();
+    busy.sort_by_key(|(since, row)| (*since, row.number));
+    let deadline = told(rollout.spec.deadline);
+    let mut lines: Vec<String> = busy
+        .iter()
+        .take(NAMES_MAX)
+        .map(|(since, row)| {
+            let key = if row.state == State::First { "first key" } else { "other key" };
+            let lasts = Duration::from_secs(now.saturating_sub(*since) / 1000);
+            format!(
+                "{}: its {key} is under way, for {}, attempt {}; the deadline is {deadline}",
+                row.identity,
+                told(lasts),
+                row.attempts
+            )
+        })
+        .collect();
+    if busy.len() > NAMES_MAX {
+        lines.push(format!("and {} more are under way", busy.len() - NAMES_MAX));
+    }
+    lines
+}
+
+/// Who has failed or was refused, why, and what can be done.
+fn troubles(rows: &[DeviceRow]) -> Vec<String> {
+    let troubled: Vec<&DeviceRow> =
+        rows.iter().filter(|row| matches!(row.state, State::Failed | State::Refused)).collect();
+    let mut lines: Vec<String> = troubled
+        .iter()
+        .take(NAMES_MAX)
+        .map(|row| {
+            let why = row.message.as_deref().or(row.reason.as_deref()).unwrap_or("no reason is known");
+            format!("{}: {}: {why}", row.identity, row.state.as_str())
+        })
+        .collect();
+    if troubled.len() > NAMES_MAX {
+        lines.push(format!("and {} more: twinkey rollout report", troubled.len() - NAMES_MAX));
+    }
+    if !troubled.is_empty() {
+        lines.push("begin them again with: twinkey rollout resume --retry-failed".to_owned());
+    }
+    lines
 }
 
 /// `report`.
@@ -161,7 +244,8 @@ pub(crate) fn show(ledger: &Ledger, runner: Option<u32>, format: Format) -> Resu
             }
             output::table(&table)?;
             output::line("")?;
-            summary.lines().iter().try_for_each(|line| output::line(line))
+            let more = troubles(&rows).into_iter().map(|line| output::printable(&line));
+            summary.lines().into_iter().chain(more).try_for_each(|line| output::line(&line))
         }
     }
 }

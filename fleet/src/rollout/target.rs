@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::Value;
-use twinkey_contract::{Identity, KeySlot};
+use twinkey_contract::report::Status;
+use twinkey_contract::{Identity, KeySlot, RotationId};
 
 use super::spec::{ALL, Spec};
 use crate::cli::KeyType;
@@ -28,6 +29,8 @@ pub(crate) struct Candidate {
     pub(crate) is_forced: bool,
     /// What a rollout has left in the twin's tags: its id, and whether it is done with the device.
     pub(crate) mark: Option<(String, bool)>,
+    /// The last rotation that the agent says it has committed, with a proof.
+    pub(crate) rotation: Option<RotationId>,
     /// The slot that the agent reports to use.
     pub(crate) active: Option<KeySlot>,
 }
@@ -105,8 +108,12 @@ pub(crate) async fn find(
         let identity = twin.identity();
         let is_forced = forced.contains(&identity);
         let verdict = if *is_by_keys { judge(twin, &registry, is_forced) } else { without_keys() };
-        let active = twin.report().ok().flatten().and_then(|report| report.active);
-        Candidate { verdict, is_forced, mark: mark(twin), active, identity }
+        let report = twin.report().ok().flatten();
+        let active = report.as_ref().and_then(|report| report.active);
+        let rotation = report
+            .filter(|report| report.status == Status::Committed && report.proof.is_some())
+            .and_then(|report| report.rotation);
+        Candidate { verdict, is_forced, mark: mark(twin), rotation, active, identity }
     });
     Ok(Target { candidates: candidates.collect(), is_compared: matches!(registry, Registry::Read(_)) })
 }

@@ -1,11 +1,14 @@
 //! Maintenance windows: the hours in which something new may be begun.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan as _};
 use serde::{Deserialize, Serialize};
+
+use super::span::told;
 
 /// Days that are looked ahead for the next window: each weekday comes once, and one more for windows that are over.
 const DAYS_AHEAD: i32 = 8;
@@ -142,6 +145,18 @@ pub(crate) fn opening(windows: &[Window], now_unix_ms: u64) -> Opening {
         Opening::Open
     } else {
         Opening::From(u64::try_from(from.as_millisecond()).unwrap_or(u64::MAX))
+    }
+}
+
+/// When something new may be begun, for people; nothing while that is now.
+pub(crate) fn told_opening(windows: &[Window], now_unix_ms: u64) -> Option<String> {
+    match opening(windows, now_unix_ms) {
+        Opening::Open => None,
+        Opening::From(at) => {
+            let left = Duration::from_millis(at.saturating_sub(now_unix_ms));
+            Some(format!("outside all windows: the next one opens in {}", told(left)))
+        }
+        Opening::Never => Some("no window ever opens".to_owned()),
     }
 }
 

@@ -16,6 +16,8 @@ use crate::hub::{Hub, HubError};
 use crate::identities::REGISTRY_LIST_MAX;
 use crate::output;
 
+/// Stands for all, as in other commands.
+const ALL: &str = "*";
 /// Most twins on one page. A twin is at most 72 KB, and a page has to fit into one answer.
 const PAGE_LEN: u16 = 100;
 /// Up to so many single reads are made unasked; they take a minute at most of the smallest hub's quota.
@@ -54,7 +56,7 @@ impl<'a> Reading<'a> {
             if self.args.modules { &["devices", "devices.modules"] } else { &["devices"] };
         let (mut identities, mut unreadable) = (Vec::new(), 0_usize);
         for collection in collections {
-            let query = match &self.args.target {
+            let query = match self.args.target.as_ref().filter(|condition| condition.trim() != ALL) {
                 Some(condition) => format!("SELECT * FROM {collection} WHERE {condition}"),
                 None => format!("SELECT * FROM {collection}"),
             };
@@ -77,6 +79,11 @@ impl<'a> Reading<'a> {
         }
         self.progress.disable_steady_tick();
         self.progress.finish_and_clear();
+        if let Some(condition) = self.args.target.as_ref().filter(|_| identities.is_empty()) {
+            return Err(Failure::usage(format!("no device fits --target {condition}")).next(
+                "check the condition (tags are tags.NAME, texts stand in single quotes), and that the hub is the right one",
+            ));
+        }
         if unreadable > 0 {
             output::warn(&format!("{unreadable} rows of the hub's answer were no twins, and are left out"));
         }

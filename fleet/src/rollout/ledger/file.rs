@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -139,7 +139,7 @@ fn check_header(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn damaged(path: &Path, why: &str) -> Failure {
+pub(super) fn damaged(path: &Path, why: &str) -> Failure {
     Failure::failed(format!("the ledger {} is damaged: {why}; it was not touched", path.display())).next(
         "keep it for a look, and make a new one from the hub: `twinkey rollout rebuild --ledger NEW --id ID`",
     )
@@ -159,6 +159,16 @@ pub(super) fn failed(path: &Path, verb: &str, error: &rusqlite::Error) -> Failur
             Failure::failed(what).next("look at the disk; then `twinkey rollout resume` goes on")
         }
     }
+}
+
+/// Which file it is, whatever its name.
+pub(super) fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|metadata| metadata.ino())
+}
+
+/// Whether the name still is that file's.
+pub(super) fn is_same(path: &Path, expected: Option<u64>) -> bool {
+    expected.is_some() && inode(path) == expected
 }
 
 fn suffixed(path: &Path, suffix: &str) -> PathBuf {

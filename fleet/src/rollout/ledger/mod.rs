@@ -20,6 +20,8 @@ pub(crate) use rows::{DeviceRow, Event, Prints, Rollout, RolloutState, State, Wi
 pub(crate) struct Ledger {
     path: PathBuf,
     connection: Connection,
+    /// Of the file that is open.
+    inode: Option<u64>,
     #[cfg(test)]
     pub(crate) fuse: Option<std::sync::Arc<super::fuse::Fuse>>,
 }
@@ -65,6 +67,7 @@ impl Ledger {
         Ok(Self {
             path: path.to_owned(),
             connection,
+            inode: file::inode(path),
             #[cfg(test)]
             fuse: None,
         })
@@ -100,7 +103,14 @@ impl Ledger {
             let mut statement = self.connection.prepare(&query)?;
             statement.query_map([], device)?.collect::<rusqlite::Result<Vec<_>>>()
         };
-        read().map_err(|e| self.failed("read", &e))
+        let rows = read().map_err(|e| self.failed("read", &e))?;
+        let is_odd = |(place, row): (usize, &DeviceRow)| {
+            row.number as usize != place || row.wave as usize > rows.len()
+        };
+        if rows.iter().enumerate().any(is_odd) {
+            return Err(file::damaged(&self.path, "its devices are not numbered as they should be"));
+        }
+        Ok(rows)
     }
 
     /// All that happened, in order.
@@ -117,6 +127,13 @@ impl Ledger {
     }
 
     pub(crate) fn wish(&self) -> Result<Wish, Failure> {
+        if !file::is_same(&self.path, self.inode) {
+            return Err(Failure::failed(format!(
+                "the ledger {} was removed or replaced while it was worked on",
+                self.path.display()
+            ))
+            .next("put it back and resume, or make a new one from the hub: twinkey rollout rebuild"));
+        }
         let wish =
             self.connection.query_row("SELECT wish FROM rollout", [], |row| parsed(row, 0, Wish::read));
         wish.map_err(|e| self.failed("read", &e))
@@ -124,12 +141,22 @@ impl Ledger {
 
     pub(crate) fn set_wish(&mut self, wish: Wish, at: u64) -> Result<(), Failure> {
         self.commit(|transaction| {
-            transaction.execute("UPDATE rollout SET wish = ?1", [wish.as_str()])?;
+            // An abort is for good.
+            let query =
+                "UPDATE rollout SET wish = ?1 WHERE wish != 'abort' AND state NOT IN ('done', 'aborted')";
+            transaction.execute(query, [wish.as_str()])?;
             note(transaction, at, None, &format!("wish: {}", wish.as_str()))
         })
     }
 
-    /// Keeps where the rollout stands, and takes wishes for fulfilled when it runs.
+    /// Takes a wish to pause for fulfilled: whoever has the lock goes on.
+    pub(crate) fn forget_pause(&mut self) -> Result<(), Failure> {
+        self.commit(|transaction| {
+            transaction.execute("UPDATE rollout SET wish = 'run' WHERE wish = 'pause'", []).map(drop)
+        })
+    }
+
+    /// Keeps where the rollout stands.
     pub(crate) fn set_state(
         &mut self,
         state: RolloutState,
@@ -145,9 +172,6 @@ impl Ledger {
                 "UPDATE rollout SET state = ?1, message = ?2, ended_at = ?3",
                 params![state.as_str(), message, ended_at],
             )?;
-            if state == RolloutState::Running {
-                transaction.execute("UPDATE rollout SET wish = 'run'", [])?;
-            }
             note(transaction, at, None, state.as_str())
         })
     }

@@ -78,8 +78,40 @@ fn a_wish_of_another_terminal_reaches_the_runner_and_is_fulfilled_by_going_on() 
     assert_eq!(runner.wish().unwrap(), Wish::Run);
     Ledger::open(&path).unwrap().set_wish(Wish::Pause, NOW).unwrap();
     assert_eq!(runner.wish().unwrap(), Wish::Pause);
-    runner.set_state(RolloutState::Running, None, NOW).unwrap();
+    runner.forget_pause().unwrap();
     assert_eq!(runner.wish().unwrap(), Wish::Run);
+}
+
+#[test]
+fn an_abort_is_for_good() {
+    let (_dir, path) = world();
+    let mut ledger = Ledger::create(&path, &rollout(), &[]).unwrap();
+    ledger.set_wish(Wish::Abort, NOW).unwrap();
+    ledger.set_wish(Wish::Pause, NOW).unwrap();
+    ledger.forget_pause().unwrap();
+    ledger.set_state(RolloutState::Running, None, NOW).unwrap();
+    assert_eq!(ledger.wish().unwrap(), Wish::Abort);
+}
+
+#[test]
+fn a_ledger_that_was_removed_or_replaced_is_noticed() {
+    let (_dir, path) = world();
+    let ledger = Ledger::create(&path, &rollout(), &[]).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(ledger.wish().unwrap_err().what.contains("removed or replaced"));
+    let _other = std::fs::copy("/proc/self/exe", &path).unwrap();
+    assert!(ledger.wish().is_err());
+}
+
+#[test]
+fn rows_that_nobody_wrote_are_damage() {
+    for (change, count) in [("number = number + 7", 2), ("wave = 4000000000", 2)] {
+        let (_dir, path) = world();
+        let rows: Vec<_> = (0..count).map(|n| DeviceRow::waiting(n, identity(n), 0)).collect();
+        let ledger = Ledger::create(&path, &rollout(), &rows).unwrap();
+        ledger.connection.execute(&format!("UPDATE device SET {change}"), []).unwrap();
+        assert!(ledger.devices().unwrap_err().what.contains("damaged"), "{change}");
+    }
 }
 
 #[test]

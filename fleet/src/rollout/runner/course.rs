@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use twinkey_contract::{Fingerprint, KeySlot};
 
-use super::super::engine::{Depth, Engine, Look, SlotRequest, SlotResult};
+use super::super::engine::{BUSY, Depth, Engine, Look, SlotRequest, SlotResult};
 use super::super::ledger::{DeviceRow, Prints, State};
 use super::super::spec::{Keys, Spec};
 use super::{Came, Runner};
@@ -15,6 +15,8 @@ const GRACE: Duration = Duration::from_secs(10 * 60);
 const RETRY_PAUSE_MIN: Duration = Duration::from_secs(10);
 /// Longest pause that grows by itself.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
+/// Attempts while somebody else has a lease: it lasts no longer than these take.
+const BUSY_ATTEMPTS_MAX: u32 = 12;
 /// The code of a refusal after which the other slot may be the right one.
 const SLOT_IN_USE: &str = "slot-in-use";
 
@@ -24,7 +26,12 @@ impl<E: Engine> Runner<'_, E> {
         let Some(row) = self.rows.get(number as usize) else { return };
         match (row.state, row.first_slot) {
             (State::First | State::Second, Some(_)) => self.renew(number, |_| {}),
-            (State::Soaking, Some(slot)) if row.after.of(slot.other()).is_some() => self.begin_second(number),
+            // What is known of it is from just now.
+            (State::Soaking, Some(slot))
+                if self.rollout.spec.soak.is_zero() && row.after.of(slot.other()).is_some() =>
+            {
+                self.begin_second(number);
+            }
             (State::Soaking, Some(_)) => self.look(number, Depth::Registry),
             (State::Waiting | State::First | State::Second | State::Soaking, _) => {
                 // The second look at it goes deeper: by the report, the right slot could not be told.
@@ -65,7 +72,16 @@ impl<E: Engine> Runner<'_, E> {
     fn looked(&mut self, number: u32, look: Look, is_deep: bool) {
         let Some(row) = self.rows.get(number as usize) else { return };
         if let (State::Soaking, Some(first)) = (row.state, row.first_slot) {
-            self.intend_second(number, look.prints.of(first.other()));
+            // By the key and not by its place: somebody may have swapped them meanwhile.
+            let is_old = |slot: &KeySlot| {
+                let print = look.prints.of(*slot);
+                print.is_some() && [row.before.primary, row.before.secondary].contains(&print)
+            };
+            match KeySlot::ALL.into_iter().find(is_old) {
+                Some(slot) => self.intend_second(number, slot, look.prints.of(slot)),
+                // Both are new: it is only made sure that the device lives on that key.
+                None => self.intend_second(number, first.other(), row.before.of(first.other())),
+            }
             return;
         }
         // Where nobody knows the slot in use, the engine refuses, unless it was told to go on.
@@ -90,16 +106,17 @@ impl<E: Engine> Runner<'_, E> {
 
     fn begin_second(&mut self, number: u32) {
         let Some(row) = self.rows.get(number as usize) else { return };
-        let replaces = row.first_slot.and_then(|slot| row.after.of(slot.other()));
-        self.intend_second(number, replaces);
+        let Some(slot) = row.first_slot.map(KeySlot::other) else { return };
+        self.intend_second(number, slot, row.after.of(slot));
     }
 
-    fn intend_second(&mut self, number: u32, replaces: Option<Fingerprint>) {
+    fn intend_second(&mut self, number: u32, slot: KeySlot, replaces: Option<Fingerprint>) {
         if self.stop.is_some() {
             return;
         }
         self.renew(number, |row| {
             row.state = State::Second;
+            row.first_slot = Some(slot.other());
             row.attempts = 0;
             row.second_replaces = replaces;
         });
@@ -156,12 +173,15 @@ impl<E: Engine> Runner<'_, E> {
     /// Anything but a proof.
     fn ended_otherwise(&mut self, number: u32, result: SlotResult) {
         let Some(row) = self.rows.get(number as usize) else { return };
-        let may_again = row.attempts <= self.rollout.spec.retries;
+        let is_busy = matches!(result, SlotResult::Failed { code: BUSY, .. });
+        let may_again = row.attempts <= if is_busy { BUSY_ATTEMPTS_MAX } else { self.rollout.spec.retries };
         let mut seen = Prints::default();
         let (code, message, again, end) = match result {
             SlotResult::Done { .. } => return,
             SlotResult::Refused { code, message, may_retry } => {
-                (code, message, may_retry.then_some(Duration::ZERO), State::Refused)
+                // A device that was well before its first new key, and is not after it, is what waves are there to find.
+                let end = if row.first_done_at.is_some() { State::Failed } else { State::Refused };
+                (code, message, may_retry.then_some(Duration::ZERO), end)
             }
             SlotResult::Failed { code, message, after, may_retry, pause } => {
                 seen = after;
@@ -170,7 +190,8 @@ impl<E: Engine> Runner<'_, E> {
             SlotResult::Gone { message } => ("gone", message, None, State::Gone),
         };
         let now = (self.clock)();
-        let pause = again.filter(|_| may_again).map(|least| pause(row.attempts, least));
+        let pause =
+            again.filter(|_| may_again).map(|least| if is_busy { least } else { pause(row.attempts, least) });
         let is_kept = self.keep(number, |row| {
             if pause.is_none() {
                 row.state = end;

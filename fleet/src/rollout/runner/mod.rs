@@ -24,7 +24,6 @@ use super::engine::{Engine, Look, SlotResult};
 use super::gate::{self, Ended};
 use super::ledger::{DeviceRow, Ledger, Prints, Rollout, RolloutState, State, Wish};
 use super::progress::Progress;
-use super::span::told;
 use super::window::{self, Opening};
 use crate::failure::Failure;
 use queue::Queue;
@@ -37,6 +36,8 @@ pub(crate) type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// What a runner needs besides ledger and engine.
 pub(crate) struct Means {
+    /// Slots under way at the same time that the hub's limits allow, where they are known.
+    pub(crate) places_max: Option<usize>,
     pub(crate) clock: Clock,
     pub(crate) progress: Progress,
     /// Each message is a signal: the first one pauses, the second one leaves at once.
@@ -68,6 +69,9 @@ struct Runner<'a, E> {
     /// The ledger could not be written.
     trouble: Option<Failure>,
     told_opening: Option<Opening>,
+    places: usize,
+    /// The wave whose outcome opens or closes the way to the next.
+    wave_checked: usize,
 }
 
 /// Runs until the rollout has ended, is stopped, or too many have failed.
@@ -118,8 +122,10 @@ impl<'a, E: Engine> Runner<'a, E> {
             failed: count(State::Failed).saturating_sub(rollout.forgiven_failed),
         };
         means.progress.start(&rows);
+        let places = (rollout.spec.parallelism as usize).min(means.places_max.unwrap_or(usize::MAX));
         Self {
-            queue: Queue::of(&rows, rollout.spec.soak),
+            queue: Queue::of(&rows, rollout.spec.soak, (means.clock)()),
+            wave_checked: open_by_wave.iter().position(|open| *open > 0).unwrap_or(usize::MAX),
             ledger,
             engine,
             rollout,
@@ -133,6 +139,7 @@ impl<'a, E: Engine> Runner<'a, E> {
             stop: None,
             trouble: None,
             told_opening: None,
+            places,
         }
     }
 
@@ -191,6 +198,7 @@ impl<'a, E: Engine> Runner<'a, E> {
             }
             Ok(Wish::Pause | Wish::Run) => {}
         }
+        self.check_waves();
         if self.stop.is_none()
             && let Some(why) = gate::shut(&self.rollout.spec.failures, self.ended)
             && self.open_by_wave.iter().any(|open| *open > 0)
@@ -200,9 +208,28 @@ impl<'a, E: Engine> Runner<'a, E> {
         }
     }
 
+    /// A wave of which not one device was renewed closes the way to the next one, whatever the limits say. Whoever goes on
+    /// after that has seen it.
+    fn check_waves(&mut self) {
+        let Some(now) = self.open_by_wave.iter().position(|open| *open > 0) else { return };
+        while self.wave_checked < now && self.stop.is_none() {
+            let wave = self.wave_checked as u32;
+            let of_wave =
+                |state| self.rows.iter().filter(|row| row.wave == wave && row.state == state).count();
+            let unwell = of_wave(State::Failed) + of_wave(State::Refused);
+            if unwell > 0 && of_wave(State::Done) == 0 {
+                let why =
+                    format!("none of wave {} was renewed: {unwell} have failed or were refused", wave + 1);
+                self.progress.note(&format!("no more devices are begun: {why}"));
+                self.stop = Some((RolloutState::Halted, Some(why)));
+            }
+            self.wave_checked += 1;
+        }
+    }
+
     fn begin_what_may_be_begun(&mut self) {
         let spec = &self.rollout.spec;
-        let (places, opening) = (spec.parallelism as usize, window::opening(&spec.windows, (self.clock)()));
+        let (places, opening) = (self.places, window::opening(&spec.windows, (self.clock)()));
         self.tell(opening);
         while self.tasks.len() < places && self.stop.is_none() && self.trouble.is_none() {
             let wave = self.open_by_wave.iter().position(|open| *open > 0);
@@ -218,13 +245,8 @@ impl<'a, E: Engine> Runner<'a, E> {
         if self.told_opening == Some(opening) {
             return;
         }
-        match opening {
-            Opening::From(at) => {
-                let left = Duration::from_millis(at.saturating_sub((self.clock)()));
-                self.progress.note(&format!("outside all windows: the next one opens in {}", told(left)));
-            }
-            Opening::Never => self.progress.note("no window ever opens"),
-            Opening::Open => {}
+        if let Some(text) = window::told_opening(&self.rollout.spec.windows, (self.clock)()) {
+            self.progress.note(&text);
         }
         self.told_opening = Some(opening);
     }

@@ -17,13 +17,17 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn of(rows: &[DeviceRow], soak: Duration) -> Self {
+    pub(super) fn of(rows: &[DeviceRow], soak: Duration, now_unix_ms: u64) -> Self {
         let mut queue = Self::default();
         for row in rows {
             match row.state {
                 State::Waiting => queue.add_fresh(row.number, row.wave as usize),
                 State::First | State::Second => queue.add_begun(row.number, 0),
-                State::Soaking => queue.add_soaking(row, soak),
+                State::Soaking => {
+                    // A clock that was ahead when it began must not make it soak for ever.
+                    let since = row.first_done_at.map(|at| at.min(now_unix_ms));
+                    queue.add_soaking(&DeviceRow { first_done_at: since, ..row.clone() }, soak);
+                }
                 State::Done | State::Failed | State::Refused | State::Skipped | State::Gone => {}
             }
         }

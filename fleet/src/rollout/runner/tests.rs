@@ -77,7 +77,7 @@ impl World {
         let (send, signals) = mpsc::channel(2);
         let begun = self.begun;
         let clock = Arc::new(move || START + u64::try_from(begun.elapsed().as_millis()).unwrap());
-        (Means { clock, progress: Progress::Silent, signals }, send)
+        (Means { places_max: None, clock, progress: Progress::Silent, signals }, send)
     }
 
     fn engine(&self) -> Arc<FakeEngine> {
@@ -327,10 +327,68 @@ async fn a_pause_from_another_terminal_lets_renewals_finish_and_begins_none() {
         assert!(states.iter().all(|state| matches!(state, State::Done | State::Waiting)), "{states:?}");
         assert!(states.contains(&State::Waiting) && states[3] == State::Done, "{states:?}");
         if state == RolloutState::Paused {
+            world.ledger().forget_pause().unwrap();
             assert_eq!(world.run().await.unwrap(), RolloutState::Done);
             assert_eq!(world.states(), [State::Done; 10]);
         }
     }
+}
+
+/// Does something to the fleet while the first device soaks.
+async fn run_and_disturb_the_soak(world: &World, disturb: impl FnOnce(&Fleet)) -> RolloutState {
+    let (means, _signals) = world.means();
+    let disturbed = async {
+        while world.states()[0] != State::Soaking {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        disturb(&world.fleet);
+    };
+    let mut ledger = world.ledger();
+    let (state, ()) = tokio::join!(run(&mut ledger, world.engine(), means), disturbed);
+    state.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_canary_that_is_lost_after_its_first_key_stops_the_rollout() {
+    let world = World::of(4, "waves = ['1', '100%']\nsoak = '1h'\nretries = 1");
+    let lose = |fleet: &Fleet| fleet.manner("d00", Manner::RefusedFirst(9, "not-connected"));
+    assert_eq!(run_and_disturb_the_soak(&world, lose).await, RolloutState::Halted);
+    assert_eq!(world.states(), [State::Failed, State::Waiting, State::Waiting, State::Waiting]);
+    // Who goes on has seen it.
+    assert_eq!(world.run().await.unwrap(), RolloutState::Done);
+    assert_eq!(world.states()[1..], [State::Done; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_old_key_is_renewed_wherever_somebody_has_put_it_meanwhile() {
+    let world = World::of(1, "waves = ['100%']\nsoak = '1h'");
+    let before = world.fleet.device("d00", |device| device.registry.clone());
+    let swap = |fleet: &Fleet| {
+        fleet.device("d00", |device| {
+            let (one, other) = (device.registry[&KeySlot::Primary], device.registry[&KeySlot::Secondary]);
+            device.registry = [(KeySlot::Primary, other), (KeySlot::Secondary, one)].into();
+        });
+    };
+    assert_eq!(run_and_disturb_the_soak(&world, swap).await, RolloutState::Done);
+    let after = world.fleet.device("d00", |device| device.registry.clone());
+    assert!(after.values().all(|key| before.values().all(|old| old != key)), "{before:?} {after:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_soak_that_began_in_the_future_lasts_from_now() {
+    let world = World::of(1, "waves = ['100%']\nsoak = '1h'");
+    let stop = run_and_disturb_the_soak(&world, |_| {
+        let mut ledger = world.ledger();
+        let mut row = ledger.devices().unwrap().remove(0);
+        row.first_done_at = Some(world.now() + 1_000 * 86_400_000);
+        ledger.keep([&row], world.now()).unwrap();
+        ledger.set_wish(Wish::Pause, world.now()).unwrap();
+    });
+    assert_eq!(stop.await, RolloutState::Paused);
+    world.ledger().forget_pause().unwrap();
+    let from = world.now();
+    assert_eq!(world.run().await.unwrap(), RolloutState::Done);
+    assert!(world.now() - from < 2 * 3_600_000);
 }
 
 #[tokio::test(start_paused = true)]
