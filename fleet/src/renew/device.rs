@@ -253,18 +253,39 @@ pub(super) async fn foresee(renewer: &Renewer, job: &Job) -> Result<Plan, Stop> 
     Ok(decide(job, &known, &quiet).plan)
 }
 
+/// Where a device lives, and the registry's keys. What was read for this serves a renewal that follows at once.
+pub(crate) async fn survey(
+    renewer: &Renewer,
+    identity: &Identity,
+    key_source: KeySource,
+) -> Result<(Option<KeySlot>, KeyPair), Stop> {
+    let known = read_identity(renewer, identity, key_source).await?;
+    let keys = known.keys.clone();
+    let report = known.twin.report().ok().flatten();
+    let active = report.as_ref().and_then(|report| report.active);
+    // By fingerprint: an agent may have its key under the other slot's name.
+    let lives_on = active.and_then(|slot| report.as_ref()?.slot(slot)).map(|slot| slot.fingerprint);
+    let lives_in = KeySlot::ALL.into_iter().find(|slot| lives_on == Some(keys.fingerprint(*slot)));
+    renewer.carry(known, Hold::default(), None);
+    Ok((lives_in.or(active), keys))
+}
+
 async fn read(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<Known, Stop> {
     watch(Event::Step("reading identity and twin"));
+    read_identity(renewer, &job.identity, job.key_source).await
+}
+
+async fn read_identity(renewer: &Renewer, identity: &Identity, key_source: KeySource) -> Result<Known, Stop> {
     // The identity first: its etag shows what others do to the registry after this, and nothing shows what the device does.
-    let device = renewer.hub.device(&job.identity).await?;
+    let device = renewer.hub.device(identity).await?;
     let keys = readable_keys(&device)?;
     // Where the lease's answer brings the newest twin anyway, an older one will do for a start.
-    let may_be_old = renewer.is_many && job.key_source == KeySource::Service;
+    let may_be_old = renewer.is_many && key_source == KeySource::Service;
     let (twin, is_fresh) = if may_be_old {
-        let look = renewer.looks.watch(&job.identity).next().await?;
+        let look = renewer.looks.watch(identity).next().await?;
         (look.twin, look.is_fresh)
     } else {
-        (renewer.hub.twin(&job.identity).await?, true)
+        (renewer.hub.twin(identity).await?, true)
     };
     Ok(Known { device, keys, twin, is_fresh })
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::ledger::Prints;
 use super::spec::Source;
-use crate::cli::KeyType;
+use crate::cli::{KeySource, KeyType};
 use crate::failure::Failure;
 use crate::hub::{HubError, KeyPair};
 use crate::renew::device::{self, Ending, Event, Job, Mark, Stop, Trace};
@@ -95,37 +95,33 @@ type Say = dyn Fn(&Identity, &str) + Send + Sync;
 /// The engine over a hub.
 pub(crate) struct HubEngine {
     renewer: Renewer,
+    key_source: KeySource,
     say: Box<Say>,
 }
 
 impl HubEngine {
-    pub(crate) fn new(renewer: Renewer, say: impl Fn(&Identity, &str) + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { renewer, say: Box::new(say) })
+    pub(crate) fn new(
+        renewer: Renewer,
+        key_source: KeySource,
+        say: impl Fn(&Identity, &str) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { renewer, key_source, say: Box::new(say) })
     }
 }
 
 impl Engine for HubEngine {
     async fn look(&self, identity: &Identity, depth: Depth) -> Result<Look, SlotResult> {
-        let hub = self.renewer.hub();
-        let twin = match depth {
-            Depth::Report => self.renewer.glance(identity).await,
-            Depth::Registry => hub.twin(identity).await,
-        };
-        let twin = twin.map_err(trouble)?;
+        if depth == Depth::Registry {
+            let surveyed = device::survey(&self.renewer, identity, self.key_source).await;
+            let (lives_in, keys) = surveyed.map_err(trouble_of)?;
+            return Ok(Look { lives_in, prints: prints(Some(&keys)) });
+        }
+        let twin = self.renewer.glance(identity).await.map_err(trouble)?;
         let report = twin.report().ok().flatten();
         let held = |slot: KeySlot| report.as_ref()?.slot(slot).map(|held| held.fingerprint);
-        let active = report.as_ref().and_then(|report| report.active);
-        if depth == Depth::Report {
-            let prints = Prints { primary: held(KeySlot::Primary), secondary: held(KeySlot::Secondary) };
-            return Ok(Look { lives_in: active, prints });
-        }
-        let keys = hub.device(identity).await.map_err(trouble)?.keys();
-        let print = |slot: KeySlot| keys.as_ref().map(|keys| keys.fingerprint(slot));
-        // By fingerprint: an agent may have its key under the other slot's name.
-        let lives_on = active.and_then(held);
-        let lives_in = KeySlot::ALL.into_iter().find(|slot| lives_on.is_some() && print(*slot) == lives_on);
-        let prints = Prints { primary: print(KeySlot::Primary), secondary: print(KeySlot::Secondary) };
-        Ok(Look { lives_in: lives_in.or(active), prints })
+        let lives_in = report.as_ref().and_then(|report| report.active);
+        let prints = Prints { primary: held(KeySlot::Primary), secondary: held(KeySlot::Secondary) };
+        Ok(Look { lives_in, prints })
     }
 
     async fn renew(&self, request: &SlotRequest) -> SlotResult {
@@ -245,6 +241,30 @@ fn trouble(error: HubError) -> SlotResult {
     let message = told(error.into());
     let after = Prints::default();
     SlotResult::Failed { code: "error", message, after, may_retry: true, pause: Duration::ZERO }
+}
+
+fn trouble_of(stop: Stop) -> SlotResult {
+    match stop {
+        Stop::Gone(failure) => SlotResult::Gone { message: failure.what },
+        Stop::Failed(failure) => SlotResult::Failed {
+            code: "error",
+            message: told(failure),
+            may_retry: true,
+            pause: Duration::ZERO,
+            after: Prints::default(),
+        },
+        Stop::Refused(_)
+        | Stop::Busy { .. }
+        | Stop::Rejected { .. }
+        | Stop::Superseded { .. }
+        | Stop::Unanswered { .. } => SlotResult::Failed {
+            code: "error",
+            message: "the device could not be looked at".to_owned(),
+            may_retry: true,
+            pause: Duration::ZERO,
+            after: Prints::default(),
+        },
+    }
 }
 
 fn told(failure: Failure) -> String {

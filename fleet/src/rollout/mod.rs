@@ -194,7 +194,9 @@ async fn carry_out(
     let notes = progress.clone();
     let felt = hub.clone();
     let renewer = Renewer::new(hub, devices.min(spec.parallelism as usize));
-    let engine = HubEngine::new(renewer, move |identity, text| notes.note(&format!("{identity}: {text}")));
+    let engine = HubEngine::new(renewer, spec.key_source.into(), move |identity, text| {
+        notes.note(&format!("{identity}: {text}"))
+    });
     let mut stop = StopSignal::new()?;
     let (send, signals) = mpsc::channel(SIGNALS_MAX);
     let listening = tokio::spawn(async move {
