@@ -30,6 +30,8 @@ const DEVICES: usize = 40;
 const KILLS: u64 = 5;
 /// Runs that may be needed after everybody behaves.
 const RUNS_MAX: u32 = 10;
+/// How much longer for each device, so that kills hit every part of the rollout.
+const LIFE_PER_DEVICE: Duration = Duration::from_millis(15);
 /// Longest life of a rollout's operator before it is killed.
 const ROLLOUT_LIFE: Duration = Duration::from_secs(4);
 /// Longest run of the operator's program, for each hundred devices.
@@ -106,9 +108,10 @@ async fn a_rollout_over_a_bad_fleet_whose_operator_is_killed_again_and_again_ren
     };
     let began = Instant::now();
     let seed = chance.below(1_000).to_string();
-    let start = ["start", "--target", "*", "--waves", "1,10%,100%", "--deadline", "2s", "--retries", "1"];
+    let start = ["start", "--target", "*", "--waves", "10%,100%", "--deadline", "2s", "--retries", "1"];
     let start = [&start[..], &["--parallelism", "100", "--seed", &seed, "--yes"]].concat();
     let mut command = rollout(&start);
+    let life = ROLLOUT_LIFE + LIFE_PER_DEVICE * u32::try_from(devices).unwrap();
     for kill in 0..kills {
         let mut operator = quiet(command).spawn().unwrap();
         if kill == 0 {
@@ -116,7 +119,7 @@ async fn a_rollout_over_a_bad_fleet_whose_operator_is_killed_again_and_again_ren
             until("the ledger", async || ledger.exists().then_some(())).await;
         }
         // Random moments are what this is about.
-        tokio::time::sleep(chance.moment(ROLLOUT_LIFE)).await;
+        tokio::time::sleep(chance.moment(life)).await;
         operator.kill().await.unwrap();
         command = rollout(&["resume", "--retry-failed"]);
     }
