@@ -39,6 +39,14 @@ impl Failure {
         Self { exit: Exit::Usage, what: what.into(), next: None }
     }
 
+    /// What happened and what to do, in one line.
+    pub(crate) fn told(self) -> String {
+        match self.next {
+            Some(next) => format!("{}; {next}", self.what),
+            None => self.what,
+        }
+    }
+
     /// Adds what the reader can do now.
     pub(crate) fn next(self, next: impl Into<String>) -> Self {
         Self { next: Some(next.into()), ..self }

@@ -13,7 +13,6 @@ mod hub;
 mod identities;
 mod manual;
 mod output;
-#[allow(dead_code, unused_imports, reason = "not every chart has a command yet")]
 mod page;
 mod renew;
 mod rollout;

@@ -17,7 +17,7 @@ use std::fmt::Write;
 
 use crate::output::is_acted_upon;
 
-pub(crate) use bars::{Bar, Bars, Histogram};
+pub(crate) use bars::{Bars, Histogram};
 pub(crate) use lines::{Lines, Series};
 pub(crate) use scale::moment;
 pub(crate) use table::{Cell, Table};

@@ -81,7 +81,7 @@ pub(super) fn of(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed
             );
             (Word::Busy, Some("busy".to_owned()), Some(message))
         }
-        Err(Stop::Gone(failure)) => (Word::Gone, Some("gone".to_owned()), Some(told(failure))),
+        Err(Stop::Gone(failure)) => (Word::Gone, Some("gone".to_owned()), Some(failure.told())),
         Err(Stop::Rejected { status, reason }) => {
             let code = reason.map_or(status.as_str(), Reason::as_str);
             let message = format!(
@@ -104,7 +104,7 @@ pub(super) fn of(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed
             let message = format!("no proof in time ({last}); the offer stands, and a second run finishes");
             (Word::Unanswered, Some("timeout".to_owned()), Some(message))
         }
-        Err(Stop::Failed(failure)) => (Word::Failed, Some("error".to_owned()), Some(told(failure))),
+        Err(Stop::Failed(failure)) => (Word::Failed, Some("error".to_owned()), Some(failure.told())),
     };
     Outcome {
         name: job.identity.to_string(),
@@ -125,13 +125,6 @@ pub(super) fn of(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed
             .zip(trace.lives_in)
             .map(|(keys, slot)| keys.fingerprint(slot).to_string()),
         seconds: (elapsed.as_secs_f64() * 1000.0).round() / 1000.0,
-    }
-}
-
-fn told(failure: Failure) -> String {
-    match failure.next {
-        Some(next) => format!("{}; {next}", failure.what),
-        None => failure.what,
     }
 }
 

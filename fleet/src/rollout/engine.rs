@@ -230,7 +230,7 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
             ),
             false,
         ),
-        Err(Stop::Failed(failure)) => fail("error", told(failure), true),
+        Err(Stop::Failed(failure)) => fail("error", failure.told(), true),
     }
 }
 
@@ -238,7 +238,7 @@ fn trouble(error: HubError) -> SlotResult {
     if error.status() == Some(404) {
         return SlotResult::Gone { message: error.to_string() };
     }
-    let message = told(error.into());
+    let message = Failure::from(error).told();
     let after = Prints::default();
     SlotResult::Failed { code: "error", message, after, may_retry: true, pause: Duration::ZERO }
 }
@@ -248,7 +248,7 @@ fn trouble_of(stop: Stop) -> SlotResult {
         Stop::Gone(failure) => SlotResult::Gone { message: failure.what },
         Stop::Failed(failure) => SlotResult::Failed {
             code: "error",
-            message: told(failure),
+            message: failure.told(),
             may_retry: true,
             pause: Duration::ZERO,
             after: Prints::default(),
@@ -264,13 +264,6 @@ fn trouble_of(stop: Stop) -> SlotResult {
             pause: Duration::ZERO,
             after: Prints::default(),
         },
-    }
-}
-
-fn told(failure: Failure) -> String {
-    match failure.next {
-        Some(next) => format!("{}; {next}", failure.what),
-        None => failure.what,
     }
 }
 

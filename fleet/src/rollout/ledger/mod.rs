@@ -93,7 +93,11 @@ impl Ledger {
                 forgiven_failed: unsigned(row.get(9)?),
             })
         });
-        row.map_err(|e| self.failed("read", &e))
+        let rollout: Rollout = row.map_err(|e| self.failed("read", &e))?;
+        match rollout.spec.check() {
+            Ok(()) => Ok(rollout),
+            Err(why) => Err(file::damaged(&self.path, &why.what)),
+        }
     }
 
     /// All devices in their order.

@@ -17,6 +17,8 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_secs(10);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(5 * 60);
 /// Attempts while somebody else has a lease: it lasts no longer than these take.
 const BUSY_ATTEMPTS_MAX: u32 = 12;
+/// For how long what a proof showed of the registry may serve the other slot, in milliseconds.
+const JUST_MS: u64 = 2_000;
 /// The code of a refusal after which the other slot may be the right one.
 const SLOT_IN_USE: &str = "slot-in-use";
 
@@ -26,9 +28,9 @@ impl<E: Engine> Runner<'_, E> {
         let Some(row) = self.rows.get(number as usize) else { return };
         match (row.state, row.first_slot) {
             (State::First | State::Second, Some(_)) => self.renew(number, |_| {}),
-            // What is known of it is from just now.
+            // What is known of it is from just now, and not from before a kill.
             (State::Soaking, Some(slot))
-                if self.rollout.spec.soak.is_zero() && row.after.of(slot.other()).is_some() =>
+                if self.is_just_proved(row) && row.after.of(slot.other()).is_some() =>
             {
                 self.begin_second(number);
             }
@@ -40,6 +42,12 @@ impl<E: Engine> Runner<'_, E> {
             }
             (State::Done | State::Failed | State::Refused | State::Skipped | State::Gone, _) => {}
         }
+    }
+
+    fn is_just_proved(&self, row: &DeviceRow) -> bool {
+        let now = (self.clock)();
+        let is_recent = |at: u64| at <= now && now - at <= JUST_MS;
+        self.rollout.spec.soak.is_zero() && row.first_done_at.is_some_and(is_recent)
     }
 
     fn look(&mut self, number: u32, depth: Depth) {

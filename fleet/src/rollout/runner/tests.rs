@@ -375,6 +375,27 @@ async fn the_old_key_is_renewed_wherever_somebody_has_put_it_meanwhile() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rollout_that_is_gone_on_with_looks_before_it_renews_the_other_key() {
+    let world = World::of(1, "waves = ['100%']");
+    let before = world.fleet.device("d00", |device| device.registry.clone());
+    let mut row = world.row(0);
+    (row.state, row.first_slot) = (State::Soaking, Some(KeySlot::Secondary));
+    row.first_done_at = Some(world.now() - 3_600_000);
+    (row.before.primary, row.before.secondary) =
+        (Some(print(before[&KeySlot::Primary])), Some(print(before[&KeySlot::Secondary])));
+    (row.after.primary, row.after.secondary) = (row.before.primary, Some(print(999)));
+    world.ledger().keep([&row], world.now()).unwrap();
+    // The first key is proved; before anybody goes on, somebody swaps them.
+    world.fleet.device("d00", |device| {
+        device.registry = [(KeySlot::Primary, 999), (KeySlot::Secondary, before[&KeySlot::Primary])].into();
+        device.lives_on = 999;
+    });
+    assert_eq!(world.run().await.unwrap(), RolloutState::Done);
+    let after = world.fleet.device("d00", |device| device.registry.clone());
+    assert!(after.values().all(|key| before.values().all(|old| old != key)), "{before:?} {after:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_soak_that_began_in_the_future_lasts_from_now() {
     let world = World::of(1, "waves = ['100%']\nsoak = '1h'");
     let stop = run_and_disturb_the_soak(&world, |_| {
