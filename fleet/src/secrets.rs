@@ -117,7 +117,10 @@ fn read_file(flag: &str, path: &Path) -> Result<Zeroizing<String>, Failure> {
              was one, shell history and process list have seen it: renew that key",
         ));
     }
-    let fail = |e: io::Error| Failure::usage(format!("read {}: {e}", path.display()));
+    let fail = |e: io::Error| {
+        Failure::usage(format!("read {}: {e}", path.display()))
+            .next(format!("{flag} takes the name of a file that is there and that you may read"))
+    };
     let file = File::open(path).map_err(fail)?;
     warn_if_exposed(path, &file.metadata().map_err(fail)?);
     read_bounded(file, &path.display().to_string())
