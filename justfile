@@ -8,6 +8,10 @@ ci:
 demo:
     cargo run --release -p twinkey -- demo
 
+# For the boards: `just cross aarch64`, or `just cross armv7 test -p twinkey-sas`.
+cross *arguments:
+    packaging/cross {{arguments}}
+
 test:
     cargo test --workspace
 
