@@ -1,5 +1,6 @@
 //! `twinkey-agent run`: puts the parts together and lets the driver go.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,9 @@ use crate::local::{self, ListenError};
 use crate::provision::{self, ProvisionError};
 use crate::store::{self, DiskFiles, Store, StoreError};
 use crate::supervisor::Supervisor;
+
+/// The name of systemd's credential that holds the first connection string.
+const CREDENTIAL: &str = "twinkey.connection-string";
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> Result<(), RunError> {
@@ -59,13 +63,21 @@ fn load_or_provision(
         }
         return Ok((loaded.key_ring, loaded.predecessor));
     }
-    let Some(path) = &config.hub.connection_string_file else {
+    let credential = credential_in(std::env::var_os("CREDENTIALS_DIRECTORY"));
+    let Some(path) = config.hub.connection_string_file.as_ref().or(credential.as_ref()) else {
         return Err(RunError::NotProvisioned);
     };
     let text = provision::read_file(path)?;
-    let key_ring = provision::provision(store, &text, KeySlot::Primary)?;
-    tracing::info!(identity = %key_ring.registration.identity, "key ring created; the file with the connection string is not needed any more: delete it, it holds a key");
+    let key_ring = provision::provision(store, &text, KeySlot::Primary)
+        .map_err(|source| RunError::FirstKeyRing { path: path.clone(), source })?;
+    tracing::info!(identity = %key_ring.registration.identity, file = %path.display(), "key ring created; the connection string is not needed any more: delete the file that it came from, it holds a key");
     Ok((key_ring, None))
+}
+
+/// The connection string among the credentials that systemd hands to the service (systemd.exec(5), CREDENTIALS).
+fn credential_in(directory: Option<OsString>) -> Option<PathBuf> {
+    let path = PathBuf::from(directory?).join(CREDENTIAL);
+    path.exists().then_some(path)
 }
 
 async fn serve(
@@ -180,12 +192,20 @@ pub enum RunError {
     Store(#[from] StoreError),
     /// No key ring, and nothing to make one from.
     #[error(
-        "there is no key ring yet: run `twinkey-agent provision` with the device's connection string on standard input, or name a file with `connection_string_file` in section [hub]"
+        "there is no key ring yet: run `twinkey-agent provision` with the device's connection string on standard input, or name a file with `connection_string_file` in section [hub], or, for the systemd service, put it into /etc/credstore/{CREDENTIAL}; then start the agent again"
     )]
     NotProvisioned,
-    /// The first key ring.
+    /// The file with the connection string.
     #[error(transparent)]
-    Provision(#[from] ProvisionError),
+    ConnectionString(#[from] ProvisionError),
+    /// What was read can't become a key ring.
+    #[error("no key ring can be made from {}", path.display())]
+    FirstKeyRing {
+        /// The file with the connection string.
+        path: PathBuf,
+        /// Why not.
+        source: ProvisionError,
+    },
     /// TLS.
     #[error(transparent)]
     Tls(#[from] TlsError),
