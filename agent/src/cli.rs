@@ -5,7 +5,7 @@ use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use twinkey_contract::Fingerprint;
@@ -113,6 +113,11 @@ hub accepts it. Keys that are held stay.";
 
 /// How long `provision --replace` waits to see the key accepted.
 const REPLACE_WAIT: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// The command line as clap knows it, from which man pages and completions are made.
+pub fn command_line() -> clap::Command {
+    Arguments::command()
+}
 
 /// Runs the command that `args` (with the program's name in front) ask for.
 pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -25,4 +25,4 @@ pub mod supervisor;
 pub mod token;
 pub mod twin;
 
-pub use cli::main_from;
+pub use cli::{command_line, main_from};
