@@ -43,6 +43,10 @@ enum Command {
         /// Read the connection string from this file in place of standard input.
         #[arg(long, value_name = "FILE")]
         from_file: Option<PathBuf>,
+        /// Read the connection string from systemd's credentials (twinkey.connection-string), as the service
+        /// twinkey-provision does. Without such a credential nothing is done.
+        #[arg(long, conflicts_with_all = ["from_file", "replace"])]
+        from_credential: bool,
         /// The slot in the registry that the key comes from.
         #[arg(long, value_enum, default_value = "primary")]
         slot: SlotArgument,
@@ -144,10 +148,17 @@ fn perform(command: Command) -> Result<(), String> {
     let said = |error: &(dyn std::error::Error + 'static)| Chain(error).to_string();
     match command {
         Command::Run(ConfigArgument { config }) => run::run(&config).map_err(|error| said(&error)),
-        Command::Provision { config, from_file, slot, replace } => {
+        Command::Provision { config, mut from_file, from_credential, slot, replace } => {
             let config = Config::read(&config.config).map_err(|error| said(&error))?;
-            let text = match from_file {
-                Some(path) => provision::read_file(&path).map_err(|error| said(&error))?,
+            if from_credential {
+                from_file = std::env::var_os("CREDENTIALS_DIRECTORY")
+                    .and_then(|directory| provision::credential_in(Path::new(&directory)));
+                if from_file.is_none() {
+                    return print("there is no credential twinkey.connection-string: nothing was done");
+                }
+            }
+            let text = match &from_file {
+                Some(path) => provision::read_file(path).map_err(|error| said(&error))?,
                 None => provision::read(std::io::stdin()).map_err(|error| {
                     format!("can't read the connection string from standard input: {error}")
                 })?,
@@ -169,10 +180,13 @@ fn perform(command: Command) -> Result<(), String> {
             } else {
                 provision::provision(&mut store, &text, slot)
             };
-            let key_ring = provisioned.map_err(|error| said(&error))?;
+            let key_ring = provisioned.map_err(|error| match &from_file {
+                Some(path) => format!("{}: {}", path.display(), said(&error)),
+                None => said(&error),
+            })?;
             let done = if replace { "key added to the key ring of" } else { "key ring created for" };
             print(&format!(
-                "{done} {} at {}\nnext: twinkey-agent run",
+                "{done} {} at {}\nnext: twinkey-agent run, or, where it is a service, systemctl restart twinkey-agent",
                 key_ring.registration.identity, key_ring.registration.host_name
             ))
         }

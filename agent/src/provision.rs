@@ -12,6 +12,9 @@ use zeroize::Zeroizing;
 use crate::keyring::{KeyRing, Registration};
 use crate::store::{Files, Store, StoreError};
 
+/// Names of systemd's credentials that may hold the first connection string; one that systemd-creds has encrypted must carry
+/// a name of its own, as a unit can load either kind under one name but not both.
+const CREDENTIALS: [&str; 2] = ["twinkey.connection-string", "twinkey.connection-string.encrypted"];
 /// Longest connection string, in bytes: host, two names of 128 characters, a key of 88 and a gateway's name.
 const TEXT_LEN_MAX: u64 = 4 * 1024;
 
@@ -70,6 +73,12 @@ pub(crate) fn check_same_device(known: &Registration, brought: &Registration) ->
         "the key ring is that of {} at {}, and the connection string that of {} at {}: nothing was changed. To make this gateway another device, stop the agent, move the key-ring files away and run `twinkey-agent provision` without --replace",
         known.identity, known.host_name, brought.identity, brought.host_name
     ))
+}
+
+/// The file with the connection string among the credentials that systemd hands to a service in `directory`, its
+/// `$CREDENTIALS_DIRECTORY` (systemd.exec(5), CREDENTIALS).
+pub fn credential_in(directory: &Path) -> Option<PathBuf> {
+    CREDENTIALS.iter().map(|name| directory.join(name)).find(|path| path.exists())
 }
 
 /// Reads a connection string from a file.

@@ -1,6 +1,5 @@
 //! `twinkey-agent run`: puts the parts together and lets the driver go.
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,9 +19,6 @@ use crate::local::{self, ListenError};
 use crate::provision::{self, ProvisionError};
 use crate::store::{self, DiskFiles, Store, StoreError};
 use crate::supervisor::Supervisor;
-
-/// The name of systemd's credential that holds the first connection string.
-const CREDENTIAL: &str = "twinkey.connection-string";
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> Result<(), RunError> {
@@ -63,8 +59,7 @@ fn load_or_provision(
         }
         return Ok((loaded.key_ring, loaded.predecessor));
     }
-    let credential = credential_in(std::env::var_os("CREDENTIALS_DIRECTORY"));
-    let Some(path) = config.hub.connection_string_file.as_ref().or(credential.as_ref()) else {
+    let Some(path) = &config.hub.connection_string_file else {
         return Err(RunError::NotProvisioned);
     };
     let text = provision::read_file(path)?;
@@ -72,12 +67,6 @@ fn load_or_provision(
         .map_err(|source| RunError::FirstKeyRing { path: path.clone(), source })?;
     tracing::info!(identity = %key_ring.registration.identity, file = %path.display(), "key ring created; the connection string is not needed any more: delete the file that it came from, it holds a key");
     Ok((key_ring, None))
-}
-
-/// The connection string among the credentials that systemd hands to the service (systemd.exec(5), CREDENTIALS).
-fn credential_in(directory: Option<OsString>) -> Option<PathBuf> {
-    let path = PathBuf::from(directory?).join(CREDENTIAL);
-    path.exists().then_some(path)
 }
 
 async fn serve(
@@ -192,7 +181,7 @@ pub enum RunError {
     Store(#[from] StoreError),
     /// No key ring, and nothing to make one from.
     #[error(
-        "there is no key ring yet: run `twinkey-agent provision` with the device's connection string on standard input, or name a file with `connection_string_file` in section [hub], or, for the systemd service, put it into /etc/credstore/{CREDENTIAL}; then start the agent again"
+        "there is no key ring yet: run `twinkey-agent provision` with the device's connection string on standard input, or name a file with `connection_string_file` in section [hub], or, for the systemd service, put it into /etc/credstore/twinkey.connection-string; then start the agent again"
     )]
     NotProvisioned,
     /// The file with the connection string.

@@ -246,3 +246,27 @@ async fn a_key_in_the_wrong_field_of_a_request_is_not_quoted() {
     }
     agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_string_among_systemds_credentials_makes_the_first_key_ring_and_none_is_no_failure() {
+    for name in ["twinkey.connection-string", "twinkey.connection-string.encrypted"] {
+        let gateway = Gateway::with(Settings::at(1, std::path::Path::new("/nonexistent")), "");
+        let provision = async || {
+            let mut command = gateway.command(&["provision", "--from-credential"]);
+            command.env("CREDENTIALS_DIRECTORY", gateway.path("")).output().await.unwrap()
+        };
+        let none = provision().await;
+        assert!(none.status.success());
+        assert!(text(&none.stdout).contains("nothing was done"), "{}", text(&none.stdout));
+        assert!(gateway.key_rings().is_empty());
+
+        let file = gateway.write_private(name, b"garbage");
+        let refused = text(&provision().await.stderr);
+        assert!(refused.contains(file.to_str().unwrap()) && refused.contains("no `=`"), "{refused}");
+
+        gateway.write_private(name, connection_string("localhost", "d", &dead_key()).as_bytes());
+        let made = provision().await;
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        assert_eq!(gateway.key_rings().len(), 1);
+    }
+}
