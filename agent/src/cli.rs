@@ -1,13 +1,12 @@
 //! The command line. Standard output is for answers, standard error for logs and errors.
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, IsTerminal as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use serde_json::{Value, json};
-use tracing_subscriber::EnvFilter;
 use twinkey_contract::Fingerprint;
 use twinkey_rotation::{KeySlot, Place, Standing};
 use zeroize::Zeroizing;
@@ -133,7 +132,10 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED));
         }
     };
-    let _log = start_log(arguments.log);
+    let _log = logging::start(match arguments.log {
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Json => logging::Format::Json,
+    });
     forbid_core_dumps();
     match perform(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -432,25 +434,4 @@ fn forbid_core_dumps() {
     {
         tracing::warn!(%error, "core dumps can't be forbidden: a crash might write keys to disk");
     }
-}
-
-/// `RUST_LOG` chooses what is logged; without it, our own events from `info` up.
-fn start_log(format: LogFormat) -> logging::Guard {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let (queue, guard) = logging::start(std::io::stderr());
-    // An error of the log's own would be printed with a panic if that fails.
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue).log_internal_errors(false);
-    // A second subscriber in one process (tests) is no reason to stop.
-    let _ = match format {
-        LogFormat::Json => builder.json().try_init(),
-        LogFormat::Text => builder
-            .with_ansi(
-                std::io::stderr().is_terminal()
-                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-            )
-            .with_target(false)
-            .try_init(),
-    };
-    guard
 }
