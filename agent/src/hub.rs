@@ -6,6 +6,7 @@
 
 pub mod dial;
 pub mod outbox;
+mod roots;
 pub mod session;
 pub mod time;
 pub mod tls;

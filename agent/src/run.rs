@@ -20,6 +20,9 @@ use crate::provision::{self, ProvisionError};
 use crate::store::{self, DiskFiles, Store, StoreError};
 use crate::supervisor::Supervisor;
 
+/// Events that are taken from the operating system at once; room for tokio's usual 1,024 would only lie there.
+const IO_EVENTS_MAX: usize = 64;
+
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config_path: &Path) -> Result<(), RunError> {
     let config = Config::read(config_path)?;
@@ -30,8 +33,11 @@ pub fn run(config_path: &Path) -> Result<(), RunError> {
         tracing::error!(error = %Chain(error), "the state directory can't be synced; until it can, only keys that a power cut can't undo are used");
     }
     let start = Start { key_ring, predecessor, is_settled: settled.is_ok() };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Runtime)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_io_events_per_tick(IO_EVENTS_MAX)
+        .build()
+        .map_err(RunError::Runtime)?;
     let served = runtime.block_on(serve(config_path, config, store, start));
     // A disk that does not answer must not keep the process from its end.
     runtime.shutdown_timeout(Duration::from_millis(100));

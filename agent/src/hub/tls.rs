@@ -12,7 +12,11 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::roots::add_system_roots;
 use crate::clock::Clock;
+
+/// Hosts whose TLS sessions are kept for the next handshake. There is one hub; rustls' own 256 would only lie there.
+const SESSIONS_MAX: usize = 4;
 
 /// Whom the agent believes to be the hub.
 #[derive(Clone, Debug)]
@@ -26,10 +30,7 @@ impl Trust {
     pub fn read(ca_file: Option<&Path>, use_system_roots: bool, clock: Clock) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         if use_system_roots {
-            // Single unreadable certificates of the system's are the system's affair as long as others remain.
-            for certificate in rustls_native_certs::load_native_certs().certs {
-                let _ = roots.add(certificate);
-            }
+            add_system_roots(&mut roots);
         }
         if let Some(path) = ca_file {
             let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
@@ -74,12 +75,14 @@ impl Trust {
     }
 
     fn config_with(&self, verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, TlsError> {
-        Ok(ClientConfig::builder_with_details(provider(), Arc::new(self.clock.clone()))
+        let mut config = ClientConfig::builder_with_details(provider(), Arc::new(self.clock.clone()))
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Provider)?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth())
+            .with_no_client_auth();
+        config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+        Ok(config)
     }
 }
 

@@ -10,6 +10,7 @@
 //! The checksum tells a damaged file from a whole one; it is no protection against somebody who can write the file.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -31,7 +32,7 @@ const MAGIC: &str = "twinkey-key-ring";
 /// The format that this agent writes; a higher number was written by a newer agent.
 const FORMAT: u32 = 1;
 /// Longest file that is read, in bytes: six keys, two names and a ring take under 4 KiB.
-pub(crate) const FILE_LEN_MAX: usize = 64 * 1024;
+pub(crate) const FILE_LEN_MAX: u64 = 64 * 1024;
 
 /// Why a key-ring file can't be used. Never quotes the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +65,20 @@ pub enum DamagedKeyRing {
     Content(&'static str),
 }
 
+/// Counts what is written, and keeps nothing of it.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl KeyRing {
     /// The file's bytes with `ring` in place of the current one. Wiped when dropped.
     pub fn encode(&self, ring: &Ring) -> Result<Zeroizing<Vec<u8>>, DamagedKeyRing> {
@@ -82,10 +97,13 @@ impl KeyRing {
             ring: RingText::from(ring),
             keys,
         };
-        // Reserved in one piece, so that no copy of a key is left behind by a growing buffer.
-        let mut json = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX));
-        serde_json::to_writer(&mut *json, &body)
-            .map_err(|_| DamagedKeyRing::Content("it can't be written as JSON"))?;
+        // Measured, then reserved in one piece: a growing buffer would leave copies of keys behind, and the largest that a
+        // file may be would be wiped, and so be in memory for good, for the sake of a thousand bytes.
+        let unwritable = |_| DamagedKeyRing::Content("it can't be written as JSON");
+        let mut len = Length(0);
+        serde_json::to_writer(&mut len, &body).map_err(unwritable)?;
+        let mut json = Zeroizing::new(Vec::with_capacity(len.0));
+        serde_json::to_writer(&mut *json, &body).map_err(unwritable)?;
         let mut file = Zeroizing::new(Vec::with_capacity(json.len() + 128));
         file.extend_from_slice(format!("{MAGIC} {FORMAT} {}\n", checksum(FORMAT, &json)).as_bytes());
         file.extend_from_slice(&json);

@@ -91,7 +91,8 @@ impl Files for DiskFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mode = file.metadata()?.mode() & 0o7777;
+        let metadata = file.metadata()?;
+        let mode = metadata.mode() & 0o7777;
         if mode & !FILE_MODE != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
@@ -101,8 +102,10 @@ impl Files for DiskFiles {
                 ),
             ));
         }
-        let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX));
-        file.take(FILE_LEN_MAX as u64).read_to_end(&mut bytes)?;
+        // In one piece, so that no copy of a key is left behind by a growing buffer; files are replaced, and never grow.
+        let len = metadata.len().min(FILE_LEN_MAX);
+        let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(len).unwrap_or_default()));
+        file.take(len).read_to_end(&mut bytes)?;
         Ok(Some(bytes))
     }
 
