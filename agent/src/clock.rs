@@ -81,8 +81,10 @@ impl Clock {
     /// The machine's clocks, and the day this version was made as the floor.
     pub fn system() -> Self {
         Self::with_wall(|| {
+            #[allow(clippy::disallowed_methods, reason = "this is the place that reads clocks")]
+            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
             // A clock before 1970 is below every floor.
-            machine_time().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+            since_epoch.map(|elapsed| elapsed.as_secs()).unwrap_or(0)
         })
         .with_floor(MADE_UNIX_SECS)
     }
@@ -190,12 +192,6 @@ impl Clock {
         // Nothing panics while it holds the lock; if something did, the numbers would still be whole.
         self.shared.reckoning.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What the machine's clock says, right or wrong: for log lines, which are read beside those of other programs.
-pub(crate) fn machine_time() -> SystemTime {
-    #[allow(clippy::disallowed_methods, reason = "this is the place that reads clocks")]
-    SystemTime::now()
 }
 
 fn offset(wall: u64, right: u64) -> i64 {

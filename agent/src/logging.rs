@@ -4,17 +4,17 @@
 //! An agent at rest logs nothing for hours, so the thread ends when it has had nothing to do for a while, and the next
 //! line starts another.
 
-mod filter;
-mod lines;
-
 use std::collections::VecDeque;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use filter::Filter;
-use lines::Lines;
+use tracing::Subscriber;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 /// Lines that may wait; at some hundred bytes each, a few hundred KiB.
 const LINES_MAX: usize = 1_024;
@@ -26,7 +26,7 @@ const LAST_LINES: Duration = Duration::from_millis(200);
 /// How lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// For people; in colour on a terminal.
+    /// For people.
     Text,
     /// One object a line.
     Json,
@@ -34,21 +34,41 @@ pub(crate) enum Format {
 
 /// Starts the log on standard error. `RUST_LOG` chooses what is logged; without it, everything from `info` up.
 pub(crate) fn start(format: Format) -> Guard {
-    let wanted = std::env::var_os("RUST_LOG").unwrap_or_default();
-    let (filter, not_understood) = Filter::parse(&wanted.to_string_lossy());
+    let wanted = std::env::var("RUST_LOG").unwrap_or_default();
+    let (filter, not_understood) = filter(&wanted);
     let queue = Queue::new(io::stderr());
-    let is_coloured =
-        io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // A second log in one process (tests) is no reason to stop.
-    let _ = tracing::subscriber::set_global_default(Lines::new(format, is_coloured, filter, queue.clone()));
-    for part in not_understood {
+    let _ = tracing::subscriber::set_global_default(subscriber(format, filter, queue.clone()));
+    if let Some(reason) = not_understood {
         tracing::warn!(
-            part,
-            "RUST_LOG is not understood here and goes on without it: write LEVEL or TARGET=LEVEL, separated by commas; levels are error, warn, info, debug, trace and off"
+            reason,
+            "RUST_LOG is not understood, and everything from info up is logged: write LEVEL or TARGET=LEVEL, separated by commas; levels are error, warn, info, debug, trace and off"
         );
     }
     end_with_a_panic(queue.clone());
     Guard { queue }
+}
+
+/// What `text` asks for, or the usual and why. Without regular expressions, which would be a fifth of the binary.
+fn filter(text: &str) -> (Targets, Option<String>) {
+    let usual = Targets::new().with_default(LevelFilter::INFO);
+    if text.trim().is_empty() {
+        return (usual, None);
+    }
+    match text.split(',').map(str::trim).collect::<Vec<_>>().join(",").parse() {
+        Ok(filter) => (filter, None),
+        Err(error) => (usual, Some(error.to_string())),
+    }
+}
+
+fn subscriber(format: Format, filter: Targets, queue: Queue) -> Box<dyn Subscriber + Send + Sync> {
+    // An error of the log's own would be printed with a panic if that fails.
+    let lines = tracing_subscriber::fmt::layer().with_writer(queue).log_internal_errors(false);
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        Format::Text => Box::new(registry.with(lines.with_ansi(false).with_target(false))),
+        Format::Json => Box::new(registry.with(lines.json())),
+    }
 }
 
 /// A panic anywhere ends the process, whatever the profile's policy: an agent without its writer, or without a part of
@@ -76,6 +96,44 @@ fn end_with_a_panic(queue: Queue) {
 #[derive(Clone)]
 struct Queue {
     shared: Arc<Shared>,
+}
+
+impl<'a> MakeWriter<'a> for Queue {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { text: Vec::new(), queue: self.clone() }
+    }
+}
+
+/// One line, on its way into the queue.
+struct Line {
+    text: Vec<u8>,
+    queue: Queue,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let mut text = std::mem::take(&mut self.text);
+        // What comes from outside must neither begin a line of its own nor speak to the terminal; so there are no colours.
+        if let Some((_, said)) = text.split_last_mut() {
+            for byte in said.iter_mut().filter(|byte| byte.is_ascii_control()) {
+                *byte = b' ';
+            }
+        }
+        self.queue.put(text);
+    }
 }
 
 struct Shared {
@@ -272,6 +330,65 @@ mod tests {
             thread::yield_now();
         }
         assert_eq!(text(&seen), "last\n");
+    }
+
+    /// What is logged while `speak` runs.
+    fn logged(format: Format, wanted: &str, speak: impl FnOnce()) -> String {
+        let (release, go) = mpsc::channel();
+        drop(release);
+        let seen = Arc::default();
+        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) });
+        tracing::subscriber::with_default(subscriber(format, filter(wanted).0, queue.clone()), speak);
+        drop(Guard { queue });
+        text(&seen)
+    }
+
+    #[test]
+    fn a_text_line_has_time_level_message_and_fields() {
+        let said = logged(Format::Text, "info", || {
+            tracing::info!(key = %"5f1d", count = 7, hub = "h", "connected");
+            tracing::debug!("nothing that anybody asked for");
+        });
+        let (time, rest) = said.split_once(' ').unwrap();
+        assert!(humantime::parse_rfc3339(time).is_ok(), "{said}");
+        assert_eq!(rest, " INFO connected key=5f1d count=7 hub=\"h\"\n");
+    }
+
+    #[test]
+    fn a_json_line_is_one_object_with_typed_fields() {
+        let said = logged(Format::Json, "debug", || {
+            tracing::warn!(key = %"5f1d", count = 7, is_well = true, nothing = None::<u64>, "quoth \"he\"");
+        });
+        let line: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let wanted =
+            serde_json::json!({"message": "quoth \"he\"", "key": "5f1d", "count": 7, "is_well": true});
+        assert_eq!((&line["level"], &line["fields"]), (&"WARN".into(), &wanted));
+        assert_eq!(line["target"], module_path!());
+    }
+
+    #[test]
+    fn nothing_that_is_logged_begins_a_line_or_speaks_to_the_terminal() {
+        for format in [Format::Text, Format::Json] {
+            let said = logged(format, "info", || {
+                tracing::info!(reason = %"a\nERROR all is lost\u{1b}[2J\r", text = "\u{1b}[2J\n", "told\n");
+            });
+            let line = said.strip_suffix('\n').unwrap();
+            assert!(line.contains("all is lost") && !line.contains(char::is_control), "{said}");
+        }
+    }
+
+    #[test]
+    fn levels_and_targets_are_understood_and_nonsense_is_named_and_means_the_usual() {
+        let allows = |text: &str, target: &str, level| filter(text).0.would_enable(target, &level);
+        use tracing::Level;
+        assert!(allows("", "any", Level::INFO) && !allows("", "any", Level::DEBUG));
+        assert!(allows("debug", "any", Level::DEBUG));
+        assert!(allows("info, twinkey_agent::hub=trace", "twinkey_agent::hub::dial", Level::TRACE));
+        assert!(!allows("twinkey_agent=off,info", "twinkey_agent", Level::ERROR));
+        for nonsense in ["twinkey_agent=loud", "a=b=c", "[run{id=1}]=debug"] {
+            assert!(filter(nonsense).1.is_some(), "{nonsense}");
+            assert!(allows(nonsense, "any", Level::INFO), "{nonsense}");
+        }
     }
 
     #[test]
