@@ -89,7 +89,7 @@ impl Files for DiskFiles {
         let file = match File::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => return Err(with_owner(error, &path)),
         };
         let metadata = file.metadata()?;
         let mode = metadata.mode() & 0o7777;
@@ -141,6 +141,21 @@ impl Files for DiskFiles {
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
+}
+
+/// A file that was restored by another user, root for example, and can't be opened: says whose it has to be. The number of the user
+/// that it belongs to is left out: in a user namespace, as systemd makes one for the agent, it is not the real one.
+fn with_owner(error: io::Error, path: &Path) -> io::Error {
+    let user = rustix::process::geteuid().as_raw();
+    let is_anothers = fs::metadata(path).is_ok_and(|metadata| metadata.uid() != user);
+    if error.kind() != io::ErrorKind::PermissionDenied || !is_anothers {
+        return error;
+    }
+    let problem = format!(
+        "it belongs to another user, and the agent runs as user {user}: run `chown {user} {}`",
+        path.display()
+    );
+    io::Error::new(error.kind(), problem)
 }
 
 fn check_directory(directory: &Path) -> Result<(), StoreError> {
