@@ -49,6 +49,25 @@ async fn the_hubs_document_names_every_fault_and_setting_and_its_examples_are_ac
 }
 
 #[test]
+fn the_services_document_gives_a_reason_for_every_switch() {
+    let document = read("docs/systemd.md");
+    for file in
+        ["twinkey-agent.service", "twinkey-agent.service.d/growing-delay.conf", "twinkey-provision.service"]
+    {
+        let unit = read(&format!("systemd/{file}"));
+        let (_, service) = unit.split_once("[Service]\n").unwrap();
+        let service = service.split("\n[").next().unwrap();
+        for (switch, _) in
+            service.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='))
+        {
+            let is_named = matches!(switch, "ExecStart" | "ExecReload")
+                || code_spans(&document).any(|code| code.starts_with(&format!("{switch}=")));
+            assert!(is_named, "docs/systemd.md says nothing of {switch}= in {file}");
+        }
+    }
+}
+
+#[test]
 fn the_hubs_document_names_every_operator_endpoint() {
     let document = read("docs/emulator.md");
     let documented: Vec<&str> = rows(&document).flat_map(|(first, _)| first).collect();
