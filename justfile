@@ -12,6 +12,14 @@ demo:
 cross *arguments:
     packaging/cross {{arguments}}
 
+# What the agent takes of a board, beside Microsoft's SDKs: `just footprint --check`.
+footprint *options:
+    tests/footprint/run {{options}}
+
+# Whether two builds of this tree are the same bytes: `just reproducible aarch64`.
+reproducible *arguments:
+    packaging/reproducible {{arguments}}
+
 test:
     cargo test --workspace
 
