@@ -137,6 +137,26 @@ fn the_operators_document_explains_every_refusal() {
 }
 
 #[test]
+fn the_footprint_page_has_the_limits_that_the_script_checks_and_figures_that_hold_them() {
+    let document = read("docs/footprint.md");
+    let script = read("tests/footprint/run");
+    let mut checked = 0;
+    for line in script.lines() {
+        // As in `"threads": (1, 1),`
+        let limits = line.trim().strip_prefix('"').and_then(|line| line.split_once("\": ("));
+        let Some((name, limits)) = limits else { continue };
+        let (must, aim) = limits.trim_end_matches("),").split_once(", ").unwrap();
+        let row = document.lines().find(|line| line.starts_with(&format!("| `{name}`")));
+        let row = row.unwrap_or_else(|| panic!("docs/footprint.md has no row for {name}"));
+        assert!(row.contains(&format!("| {must} | {aim} |")), "{name}: must {must} and aim {aim} in: {row}");
+        let figure: f64 = row.split('|').nth(2).unwrap().trim().parse().unwrap();
+        assert!(figure <= must.parse().unwrap(), "{name} does not hold what it must: {row}");
+        checked += 1;
+    }
+    assert_eq!(checked, 8);
+}
+
+#[test]
 fn every_test_that_a_document_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut named = 0;
