@@ -1,11 +1,17 @@
 //! The real binaries. Cargo hands a test the binaries of its own package only, so they are built here, once for each
 //! test process: that takes less than a second when they are fresh.
+//!
+//! Another agent than the one built here, an ARM board's say, is tried by `TWINKEY_AGENT` (its path) and
+//! `TWINKEY_AGENT_RUNNER` (the command that starts it, words separated by spaces). `.ci/board` does so.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
 
 use tokio::process::Command;
+
+const AGENT_VARIABLE: &str = "TWINKEY_AGENT";
+const RUNNER_VARIABLE: &str = "TWINKEY_AGENT_RUNNER";
 
 /// Variables of the caller's that would change what the programs do.
 const FOREIGN_VARIABLES: [&str; 3] = ["IOTHUB_CONNECTION_STRING", "RUST_LOG", "RUST_BACKTRACE"];
@@ -20,11 +26,25 @@ pub fn twinkey() -> Command {
 
 /// A command of the agent's program.
 pub fn twinkey_agent() -> Command {
-    command("twinkey-agent")
+    let Some(agent) = std::env::var_os(AGENT_VARIABLE) else {
+        return command("twinkey-agent");
+    };
+    assert!(Path::new(&agent).is_file(), "{AGENT_VARIABLE} names no file: {}", agent.display());
+    let runner = std::env::var(RUNNER_VARIABLE).unwrap_or_default();
+    let mut words = runner.split_whitespace();
+    let Some(program) = words.next() else {
+        return prepared(Command::new(agent));
+    };
+    let mut command = Command::new(program);
+    command.args(words).arg(agent);
+    prepared(command)
 }
 
 fn command(name: &str) -> Command {
-    let mut command = Command::new(directory().join(name));
+    prepared(Command::new(directory().join(name)))
+}
+
+fn prepared(mut command: Command) -> Command {
     for variable in FOREIGN_VARIABLES {
         command.env_remove(variable);
     }

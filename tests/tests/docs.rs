@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has failed, as it should")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use twinkey_tests::hub::TestHub;
 use twinkey_tests::programs;
@@ -183,4 +185,49 @@ fn every_test_that_a_document_names_exists() {
         }
     }
     assert!(named > 40, "only {named} tests were found in the documents");
+}
+
+/// What cross 0.2.5 reads (its docs/cross_toml.md). It warns of other keys and goes on.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "that they can be read is the test")]
+struct CrossFile {
+    build: CrossSettings,
+    target: BTreeMap<String, CrossSettings>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[expect(dead_code, reason = "that they can be read is the test")]
+struct CrossSettings {
+    env: Option<CrossEnvironment>,
+    image: Option<String>,
+    pre_build: Option<Vec<String>>,
+    runner: Option<CrossRunner>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "that they can be read is the test")]
+struct CrossEnvironment {
+    passthrough: Vec<String>,
+    volumes: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum CrossRunner {
+    QemuUser,
+    QemuSystem,
+    Native,
+}
+
+#[test]
+fn the_file_for_cross_has_only_keys_that_cross_knows_and_targets_that_our_script_names() {
+    let file: CrossFile = toml::from_str(&read("cross.toml")).unwrap();
+    let script = read("packaging/cross");
+    assert!(file.target.len() >= 3);
+    for triple in file.target.keys() {
+        assert!(script.contains(&format!("| {triple})")), "packaging/cross does not know {triple}");
+    }
 }
