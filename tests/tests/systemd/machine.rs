@@ -31,14 +31,9 @@ pub(crate) struct Machine {
     holder: Child,
     /// Where the copy is, in that namespace.
     directory: PathBuf,
-    running: Option<Running>,
-}
-
-#[derive(Debug)]
-struct Running {
-    nspawn: Child,
+    nspawn: Option<Child>,
     /// The machine's first process, as this machine counts.
-    init: u32,
+    init: Option<u32>,
 }
 
 impl Machine {
@@ -57,7 +52,7 @@ impl Machine {
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(!line.is_empty(), "the machine's file system can't be made; its words are above");
-        Self { name, holder, directory: line.trim_end().into(), running: None }
+        Self { name, holder, directory: line.trim_end().into(), nspawn: None, init: None }
     }
 
     /// Where things lie that outlive the machine's boots besides its root, in words that [`boot`](Self::boot) takes.
@@ -74,10 +69,10 @@ impl Machine {
 
     /// The same, and waits until systemd answers.
     pub(crate) async fn begin_boot(&mut self, arguments: &[&str]) {
-        assert!(self.running.is_none(), "the machine is running");
+        assert!(self.nspawn.is_none(), "the machine is running");
         let log = fs::File::create(self.log()).unwrap();
         // On the test's own thread, whose end is the machine's.
-        let mut nspawn = Command::new("nsenter")
+        let nspawn = Command::new("nsenter")
             .arg("--target")
             .arg(self.holder.id().to_string())
             .arg("--mount")
@@ -92,15 +87,14 @@ impl Machine {
             .spawn()
             .unwrap();
         let log = self.log();
+        let nspawn = self.nspawn.insert(nspawn);
         let init = until("the machine boots", async || {
             let ended = nspawn.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(&log).unwrap_or_default());
-            let init = first_child(nspawn.id())?;
-            let comm = fs::read_to_string(format!("/proc/{init}/comm")).ok()?;
-            (comm == "systemd\n").then_some(init)
+            systemd_among_children(nspawn.id())
         })
         .await;
-        self.running = Some(Running { nspawn, init });
+        self.init = Some(init);
         until("systemd answers", async || self.is_in(&["starting", "running", "degraded"])).await;
     }
 
@@ -111,15 +105,16 @@ impl Machine {
 
     /// Ends it as a power cut would.
     pub(crate) fn cut(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            signal_process(running.init, Signal::KILL);
-            running.nspawn.wait().unwrap();
-        }
+        let Some(mut nspawn) = self.nspawn.take() else { return };
+        // It passes SIGTERM on as SIGKILL, to the first process of the machine.
+        self.init = None;
+        signal_process(nspawn.id(), Signal::TERM);
+        nspawn.wait().unwrap();
     }
 
     /// A command in the machine, as root.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let init = self.running.as_ref().expect("the machine is running").init;
+        let init = self.init.expect("the machine is running");
         let mut command = Command::new("nsenter");
         command.arg("--target").arg(init.to_string()).args(["--all", "--"]).args(words);
         command.env_clear().envs(ENVIRONMENT).stdin(Stdio::null());
@@ -174,7 +169,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if std::thread::panicking() && self.running.is_some() {
+        if std::thread::panicking() && self.init.is_some() {
             let journal = self.try_run(&["journalctl", "--no-pager", "--boot", "-n", LAST_WORDS]);
             eprintln!("the machine's last words:\n{}", text(&journal.stdout));
         }
@@ -190,7 +185,10 @@ pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)
 }
 
-fn first_child(pid: u32) -> Option<u32> {
+/// The one that has become a systemd: the first process of the machine.
+fn systemd_among_children(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
-    children.split_ascii_whitespace().next()?.parse().ok()
+    children.split_ascii_whitespace().filter_map(|child| child.parse().ok()).find(|child: &u32| {
+        fs::read_to_string(format!("/proc/{child}/comm")).is_ok_and(|name| name == "systemd\n")
+    })
 }
