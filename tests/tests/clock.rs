@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has failed, as it should")]
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
@@ -126,37 +126,38 @@ async fn connections_that_carry_tokens_are_not_opened_when_a_date_is_wrong() {
     assert!(dialler.dial().await.is_ok());
 }
 
-/// libfaketime, where it is installed.
-fn faketime_library() -> Option<&'static Path> {
-    [
+/// What makes a program see another time: `TWINKEY_CLOCK_LIBRARY` for an agent that is not this machine's
+/// (tests/board/pretend.c), else libfaketime, where it is installed.
+fn clock_library() -> Option<PathBuf> {
+    let places = [
         "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
         "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
-    ]
-    .into_iter()
-    .map(Path::new)
-    .find(|path| path.exists())
+    ];
+    let given = std::env::var_os("TWINKEY_CLOCK_LIBRARY").map(PathBuf::from);
+    given.or_else(|| places.into_iter().map(PathBuf::from).find(|path| path.exists()))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_agent_comes_up_whatever_its_machines_clock_says() {
-    let Some(library) = faketime_library() else {
+    let Some(library) = clock_library() else {
         eprintln!("skipped: libfaketime (Debian's package faketime) is not installed");
         return;
     };
     let hub = TestHub::start().await;
-    // Before the floor, a year behind, ten years ahead: the emulator's certificates last until 2049.
-    for (device, time, is_wrong) in [
-        ("d1", "@1971-01-01 00:00:00", true),
-        ("d2", "-30d", true),
-        ("d3", "+30y", true),
-        ("d4", "+0", false),
-    ] {
+    const DAY: i64 = 86_400;
+    let since_1971 = i64::try_from(MADE_UNIX_SECS).unwrap() - 365 * DAY;
+    // Before the floor, a month behind, thirty years ahead (later than 32 bits can count; the emulator's certificates last
+    // until 2049).
+    for (device, ahead_secs, is_wrong) in
+        [("d1", -since_1971, true), ("d2", -30 * DAY, true), ("d3", 30 * 365 * DAY, true), ("d4", 0, false)]
+    {
         let keys = hub.create(device).await;
         let mut settings = Settings::for_hub(&hub);
         settings.environment = vec![
             ("LD_PRELOAD", library.to_str().unwrap().to_owned()),
-            ("FAKETIME", time.to_owned()),
+            ("FAKETIME", format!("{ahead_secs:+}")),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+            ("PRETEND_SECONDS", ahead_secs.to_string()),
         ];
         let gateway = Gateway::with(settings, &connection_string("localhost", device, &keys.primary));
         let agent = gateway.start();
