@@ -35,6 +35,10 @@ async fn an_upgrade_and_a_downgrade_restart_it_cleanly_on_the_key_ring_that_it_h
     board.renew("primary").await;
     let said = board.journal();
     assert!(!said.contains("ERROR") && !said.contains("Failed"), "{said}");
+    // Its identity may live on another board by now.
+    board.systemctl(&["stop", UNIT]);
+    board.dpkg(&["-i", NEWER]);
+    assert_eq!(board.property("ActiveState"), "inactive", "who has stopped it is not overruled");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,4 +125,9 @@ async fn removal_keeps_the_keys_and_a_purge_takes_them_and_nothing_else() {
             "/etc/twinkey/mine"
         ])
     );
+    // The same where something is mounted on the directory, which then stays itself.
+    board.dpkg(&["-i", PACKAGE]);
+    board.machine.shell("mount -t tmpfs keys /var/lib/twinkey; echo key > /var/lib/twinkey/key-ring.a");
+    board.dpkg(&["--purge", "twinkey-agent"]);
+    assert_eq!(board.machine.shell("ls -A /var/lib/twinkey; umount /var/lib/twinkey"), "");
 }
