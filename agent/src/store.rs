@@ -223,7 +223,10 @@ pub enum StoreError {
         wanted: u32,
     },
     /// The directory belongs to another user.
-    #[error("{} belongs to user {owner}, and the agent runs as user {user}: run `chown {user} {}`", path.display(), path.display())]
+    #[error(
+        "{} belongs to user {owner}, and the agent runs as user {user}: run this command as root (sudo) or as that user; if the directory was copied from another machine, run `chown -R {user} {}`",
+        path.display(), path.display()
+    )]
     Owner {
         /// Which directory.
         path: PathBuf,

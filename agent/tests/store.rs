@@ -326,7 +326,12 @@ fn a_directory_of_another_users_is_refused_unless_the_agent_is_root() {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let complaint = provision_as_nobody();
-    assert!(complaint.contains("belongs to user 0") && complaint.contains("chown 65534"), "{complaint}");
+    assert!(
+        complaint.contains("belongs to user 0")
+            && complaint.contains("as root (sudo)")
+            && complaint.contains("chown -R 65534"),
+        "{complaint}"
+    );
     chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
     chown(path.join("key-ring.a"), Some(NOBODY), Some(NOBODY)).unwrap();
     // Its own now: the complaint is about something else.
