@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -36,7 +37,7 @@ pub(crate) enum Format {
 pub(crate) fn start(format: Format) -> Guard {
     let wanted = std::env::var("RUST_LOG").unwrap_or_default();
     let (filter, not_understood) = filter(&wanted);
-    let queue = Queue::new(io::stderr());
+    let queue = Queue::new(io::stderr(), takes_a_line);
     // A second log in one process (tests) is no reason to stop.
     let _ = tracing::subscriber::set_global_default(subscriber(format, filter, queue.clone()));
     if let Some(reason) = not_understood {
@@ -47,6 +48,13 @@ pub(crate) fn start(format: Format) -> Guard {
     }
     end_with_a_panic(queue.clone());
     Guard { queue }
+}
+
+/// Whether standard error takes a line without anybody waiting for its reader.
+fn takes_a_line() -> bool {
+    let stderr = io::stderr();
+    let mut wanted = [PollFd::new(&stderr, PollFlags::OUT)];
+    poll(&mut wanted, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// What `text` asks for, or the usual and why. Without regular expressions, which would be a fifth of the binary.
@@ -137,6 +145,8 @@ impl Drop for Line {
 }
 
 struct Shared {
+    /// Whether a line can be written without waiting.
+    is_ready: fn() -> bool,
     state: Mutex<State>,
     /// A line has come, or the last one is written.
     changed: Condvar,
@@ -155,7 +165,7 @@ struct State {
 }
 
 impl Queue {
-    fn new(out: impl Write + Send + 'static) -> Self {
+    fn new(out: impl Write + Send + 'static, is_ready: fn() -> bool) -> Self {
         let state = State {
             lines: VecDeque::new(),
             lost: 0,
@@ -163,7 +173,7 @@ impl Queue {
             has_thread: false,
             is_writing: false,
         };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }) }
+        Self { shared: Arc::new(Shared { is_ready, state: Mutex::new(state), changed: Condvar::new() }) }
     }
 
     /// Takes a line, with its end, or loses it. Never waits for the reader.
@@ -185,7 +195,14 @@ impl Queue {
     }
 
     fn wait_for_last_lines(&self) {
-        let state = self.shared.state();
+        let mut state = self.shared.state();
+        if !state.has_thread {
+            // None could be had for them, and the last words may say why.
+            while let (Some(line), true) = (state.lines.pop_front(), (self.shared.is_ready)()) {
+                let _ = state.out.as_mut().map(|out| out.write_all(&line));
+            }
+            return;
+        }
         let is_unfinished = |state: &mut State| state.is_writing || !state.lines.is_empty();
         let _ = self.shared.changed.wait_timeout_while(state, LAST_LINES, is_unfinished);
     }
@@ -272,7 +289,7 @@ mod tests {
     fn a_log_that_nobody_reads_holds_nothing_up_and_says_later_what_was_lost() {
         let (release, go) = mpsc::channel();
         let seen = Arc::default();
-        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) });
+        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) }, || true);
         for number in 0..LINES_MAX + 100 {
             queue.put(format!("line {number}\n").into_bytes());
         }
@@ -296,7 +313,7 @@ mod tests {
                 Err(io::ErrorKind::StorageFull.into())
             }
         }
-        let queue = Queue::new(Broken);
+        let queue = Queue::new(Broken, || true);
         queue.put(b"x\n".to_vec());
         drop(Guard { queue });
     }
@@ -306,7 +323,7 @@ mod tests {
         let (release, go) = mpsc::channel();
         drop(release);
         let seen = Arc::default();
-        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) });
+        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) }, || true);
         for line in ["one\n", "two\n", "three\n"] {
             queue.put(line.as_bytes().to_vec());
             assert!(queue.shared.state().has_thread);
@@ -318,10 +335,23 @@ mod tests {
     }
 
     #[test]
+    fn where_no_thread_could_be_had_the_end_says_the_last_lines_itself_but_waits_for_no_reader() {
+        for (is_ready, wanted) in [((|| true) as fn() -> bool, "last\n"), (|| false, "")] {
+            let (release, go) = mpsc::channel();
+            drop(release);
+            let seen = Arc::default();
+            let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) }, is_ready);
+            queue.shared.state().lines.push_back(b"last\n".to_vec());
+            drop(Guard { queue });
+            assert_eq!(text(&seen), wanted);
+        }
+    }
+
+    #[test]
     fn the_end_waits_for_the_last_line_and_not_for_a_reader_that_has_stopped() {
         let (release, go) = mpsc::channel();
         let seen = Arc::default();
-        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) });
+        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) }, || true);
         queue.put(b"last\n".to_vec());
         drop(Guard { queue: queue.clone() });
         assert_eq!(text(&seen), "");
@@ -337,7 +367,7 @@ mod tests {
         let (release, go) = mpsc::channel();
         drop(release);
         let seen = Arc::default();
-        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) });
+        let queue = Queue::new(Slow { go, seen: Arc::clone(&seen) }, || true);
         tracing::subscriber::with_default(subscriber(format, filter(wanted).0, queue.clone()), speak);
         drop(Guard { queue });
         text(&seen)
