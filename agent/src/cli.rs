@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use serde_json::{Value, json};
 use twinkey_contract::Fingerprint;
 use twinkey_rotation::{KeySlot, Place, Standing};
@@ -34,7 +35,8 @@ struct Arguments {
 enum Command {
     /// Run the daemon; SIGTERM ends it cleanly, SIGHUP reads the configuration again.
     Run(ConfigArgument),
-    /// Create the key ring from the device's connection string, read from standard input; or give it another key (--replace).
+    /// Create the key ring from the device's connection string, read from standard input, or typed at a terminal; or
+    /// give it another key (--replace).
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision {
         #[command(flatten)]
@@ -161,7 +163,7 @@ fn perform(command: Command) -> Result<(), String> {
             }
             let text = match &from_file {
                 Some(path) => provision::read_file(path).map_err(|error| said(&error))?,
-                None => provision::read(std::io::stdin()).map_err(|error| {
+                None => from_stdin().map_err(|error| {
                     format!("can't read the connection string from standard input: {error}")
                 })?,
             };
@@ -207,6 +209,22 @@ fn perform(command: Command) -> Result<(), String> {
             }
         }
     }
+}
+
+/// A whole file or pipe; at a terminal, one line, which is asked for and not shown.
+fn from_stdin() -> std::io::Result<Zeroizing<String>> {
+    let stdin = std::io::stdin();
+    let Ok(shown) = tcgetattr(&stdin) else {
+        return provision::read(stdin);
+    };
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    tcsetattr(&stdin, OptionalActions::Flush, &hidden)?;
+    let _ = write!(std::io::stderr(), "Paste the device's connection string (it is not shown), then Enter: ");
+    let line = provision::read_line(stdin.lock());
+    tcsetattr(&stdin, OptionalActions::Now, &shown)?;
+    let _ = writeln!(std::io::stderr());
+    line
 }
 
 /// Hands the key to the agent that runs, and waits to see what the hub says of it.

@@ -91,12 +91,24 @@ pub fn read_file(path: &Path) -> Result<Zeroizing<String>, ProvisionError> {
     read(fs::File::open(path).map_err(unreadable)?).map_err(unreadable)
 }
 
+/// Reads a connection string to the end of the line.
+pub fn read_line(source: impl io::BufRead) -> io::Result<Zeroizing<String>> {
+    use io::BufRead as _;
+    let mut text = Zeroizing::new(String::with_capacity(TEXT_LEN_MAX as usize + 1));
+    source.take(TEXT_LEN_MAX + 1).read_line(&mut text)?;
+    checked_length(text)
+}
+
 /// Reads a connection string to the end of `source`.
 pub fn read(source: impl io::Read) -> io::Result<Zeroizing<String>> {
     use io::Read as _;
     // Room for all of it from the start, so that no copy is left behind by a growing buffer.
     let mut text = Zeroizing::new(String::with_capacity(TEXT_LEN_MAX as usize + 1));
     source.take(TEXT_LEN_MAX + 1).read_to_string(&mut text)?;
+    checked_length(text)
+}
+
+fn checked_length(text: Zeroizing<String>) -> io::Result<Zeroizing<String>> {
     if text.len() as u64 > TEXT_LEN_MAX {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is too long for a connection string"));
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixDatagram;
 use tokio::time::timeout;
 use twinkey_tests::gateway::{Gateway, Settings, connection_string, text};
@@ -269,4 +270,41 @@ async fn a_connection_string_among_systemds_credentials_makes_the_first_key_ring
         assert!(made.status.success(), "{}", text(&made.stderr));
         assert_eq!(gateway.key_rings().len(), 1);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_at_a_terminal_is_asked_for_the_connection_string_and_it_is_not_shown() {
+    let gateway = Gateway::with(Settings::at(1, std::path::Path::new("/nonexistent")), "");
+    let command = gateway.command(&["provision"]);
+    let words: Vec<_> = std::iter::once(command.as_std().get_program())
+        .chain(command.as_std().get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    // util-linux' own terminal: what it is given is typed, and what a person would see comes out.
+    let mut terminal = tokio::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (mut typed, mut shown) = (terminal.stdin.take().unwrap(), terminal.stdout.take().unwrap());
+    let mut seen = String::new();
+    let mut until = async |wish: &str| {
+        while !seen.contains(wish) {
+            let mut bytes = [0; 1_024];
+            let len = timeout(PATIENCE, shown.read(&mut bytes)).await.expect(wish).unwrap();
+            assert_ne!(len, 0, "{seen}");
+            seen.push_str(&text(&bytes[..len]));
+        }
+        seen.clone()
+    };
+    until("then Enter: ").await;
+    let secret = dead_key();
+    typed.write_all(format!("{}\n", connection_string("localhost", "d", &secret)).as_bytes()).await.unwrap();
+    let seen = until("next: ").await;
+    assert!(seen.contains("key ring created for d at localhost"), "{seen}");
+    assert!(!seen.contains(&secret) && !seen.contains("SharedAccessKey"), "{seen}");
+    assert!(timeout(PATIENCE, terminal.wait()).await.unwrap().unwrap().success());
+    assert_eq!(gateway.key_rings().len(), 1);
 }
