@@ -215,7 +215,7 @@ pub fn fault_of(error: &io::Error) -> Fault {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The CA file can't be read, or is not PEM.
-    #[error("can't read the CA file {}: it must hold certificates in PEM form (`-----BEGIN CERTIFICATE-----`)", path.display())]
+    #[error("can't use the CA file {}; the agent's user must be able to read it, and it must hold certificates in PEM form (`-----BEGIN CERTIFICATE-----`)", path.display())]
     Unreadable {
         /// Which file.
         path: PathBuf,
