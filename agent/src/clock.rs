@@ -194,6 +194,12 @@ impl Clock {
     }
 }
 
+/// The kernel's monotonic clock in microseconds, as systemd wants to hear it.
+pub(crate) fn monotonic_usecs() -> i128 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec / 1_000)
+}
+
 fn offset(wall: u64, right: u64) -> i64 {
     let size = i64::try_from(wall.abs_diff(right)).unwrap_or(i64::MAX);
     if right >= wall { size } else { -size }

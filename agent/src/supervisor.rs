@@ -89,10 +89,11 @@ fn tell_systemd(socket: &UnixDatagram, notice: &Notice) {
         // A line break would begin another assignment.
         Notice::Status(text) => NotifyState::Status(&text.replace(['\n', '\r'], " ")).to_string(),
         Notice::Alive => NotifyState::Watchdog.to_string(),
-        Notice::Reloading => match NotifyState::monotonic_usec_now() {
-            Ok(now) => format!("{}\n{now}", NotifyState::Reloading),
-            Err(_) => return,
-        },
+        // sd-notify's own reading of the clock overflows on 32 bits, 36 minutes after the board has started.
+        Notice::Reloading => {
+            let now = NotifyState::MonotonicUsec(crate::clock::monotonic_usecs());
+            format!("{}\n{now}", NotifyState::Reloading)
+        }
         Notice::Stopping => NotifyState::Stopping.to_string(),
     };
     if let Err(error) = socket.send(text.as_bytes()) {
