@@ -57,7 +57,7 @@ fn takes_a_line() -> bool {
     poll(&mut wanted, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-/// What `text` asks for, or the usual and why. Without regular expressions, which would be a fifth of the binary.
+/// What `text` asks for, or the usual and why. Not `EnvFilter`: it brings regular expressions, for which a gateway has no use.
 fn filter(text: &str) -> (Targets, Option<String>) {
     let usual = Targets::new().with_default(LevelFilter::INFO);
     if text.trim().is_empty() {
@@ -140,7 +140,9 @@ impl Drop for Line {
                 *byte = b' ';
             }
         }
-        self.queue.put(text);
+        if !text.is_empty() {
+            self.queue.put(text);
+        }
     }
 }
 

@@ -88,10 +88,10 @@ async fn on_systemd_252_a_connection_string_may_be_encrypted_for_this_board_alon
 
 async fn encrypt_the_connection_string(suite: &str) {
     let Some(board) = Board::installed(suite).await else { return };
-    board.machine.write("/root/plain", "600", board.connection_string().as_bytes());
+    board.machine.write("/run/plain", "600", board.connection_string().as_bytes());
     board.machine.shell(&format!(
         "mkdir -p -m 700 /etc/credstore.encrypted; rm -f {CREDENTIAL}; \
-         systemd-creds encrypt --with-key=host --name=twinkey.connection-string.encrypted /root/plain {ENCRYPTED}; rm /root/plain"
+         systemd-creds encrypt --with-key=host --name=twinkey.connection-string.encrypted /run/plain {ENCRYPTED}; rm /run/plain"
     ));
     let sealed = text(&board.machine.read(ENCRYPTED));
     assert!(!sealed.contains("SharedAccessKey") && !sealed.contains(&board.keys.primary));
@@ -114,8 +114,8 @@ async fn encrypt_the_connection_string(suite: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_gives_the_connection_string_by_hand_and_the_service_can_read_what_root_has_written() {
     let Some(board) = Board::installed("trixie").await else { return };
-    board.machine.write("/root/plain", "600", board.connection_string().as_bytes());
-    let said = board.machine.shell("twinkey-agent provision < /root/plain; rm /root/plain");
+    board.machine.write("/run/plain", "600", board.connection_string().as_bytes());
+    let said = board.machine.shell("twinkey-agent provision < /run/plain; rm /run/plain");
     assert!(said.contains("key ring created"), "{said}");
     board.systemctl(&["start", UNIT]);
     board.live().await;
