@@ -341,7 +341,7 @@ fn status_text(status: &Value) -> String {
             "true" => format!(
                 "up since {} with key {}, token until {}",
                 at("/connection/since"),
-                at("/connection/key"),
+                short(&at("/connection/key")),
                 at("/connection/tokenExpiry")
             ),
             _ => format!("down; {}", at("/connection/last")),
@@ -352,7 +352,7 @@ fn status_text(status: &Value) -> String {
             let text = |name: &str| trouble.get(name).and_then(Value::as_str).unwrap_or("-").to_owned();
             lines.push(format!(
                 "trouble     {} {} since {}: {}",
-                text("key"),
+                short(&text("key")),
                 text("kind"),
                 text("since"),
                 text("what")
@@ -369,7 +369,7 @@ fn status_text(status: &Value) -> String {
             "{slot:<11} {}{}  proven {}",
             match at(&format!("/keyRenewal/{slot}/fingerprint")).as_str() {
                 "-" => "none yet",
-                fingerprint => fingerprint,
+                fingerprint => short(fingerprint),
             },
             if is_active { "  active" } else { "" },
             at(&format!("/keyRenewal/{slot}/provenAt")),
@@ -414,6 +414,11 @@ fn status_text(status: &Value) -> String {
     }
     lines.push(format!("sequence    {}", at("/keyRenewal/sequence")));
     lines.join("\n")
+}
+
+/// The first 16 digits of a fingerprint: as tables of `twinkey` show it.
+fn short(fingerprint: &str) -> &str {
+    fingerprint.get(..16).unwrap_or(fingerprint)
 }
 
 fn ask(socket: &Path, request: &Value) -> Result<Value, String> {

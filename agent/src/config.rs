@@ -86,6 +86,8 @@ pub struct Rotation {
     pub propagation_window_secs: u64,
     /// Whether keys in plain form are taken from the twin.
     pub allow_unsealed: bool,
+    /// Whether offers without authentication are taken from the twin.
+    pub allow_unauthenticated: bool,
 }
 
 /// Section `[token]`.
@@ -124,7 +126,11 @@ impl Default for Local {
 
 impl Default for Rotation {
     fn default() -> Self {
-        Self { propagation_window_secs: Policy::DEFAULT.propagation_window_ms / 1_000, allow_unsealed: true }
+        Self {
+            propagation_window_secs: Policy::DEFAULT.propagation_window_ms / 1_000,
+            allow_unsealed: false,
+            allow_unauthenticated: false,
+        }
     }
 }
 
@@ -188,6 +194,7 @@ impl Config {
             propagation_window_ms: window_ms,
             trial_delay_ms_min,
             renew_after_ms: self.token.lifetime_secs * 800,
+            is_single_connection: self.hub.takeover == Takeover::BreakBeforeMake,
             ..Policy::DEFAULT
         }
     }
@@ -278,6 +285,7 @@ mod tests {
             "socket",
             "propagation_window_secs",
             "allow_unsealed",
+            "allow_unauthenticated",
             "lifetime_secs",
         ] {
             assert!(named(name), "{name}");

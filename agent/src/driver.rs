@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use twinkey_contract::report::Report;
-use twinkey_rotation::{Disk, Effects, Input, KeyName, Policy, Ring, State, Timer, step};
+use twinkey_rotation::{Desired, Disk, Effects, Input, KeyName, KeySlot, Policy, Ring, State, Timer, step};
 use zeroize::Zeroizing;
 
 use self::attempt::{Attempt, Progress};
@@ -309,12 +309,17 @@ impl<F: Files + Send + 'static> Driver<F> {
         }
     }
 
-    /// Wipes keys that nothing names any more. Only called when no document is waiting.
+    /// Wipes keys that nothing names any more.
     fn forget_keys(&mut self) {
-        if self.state.deferred.is_some() || self.state.deferred_key.is_some() {
-            return;
-        }
         let mut needed = named_keys(&self.state.ring);
+        let deferred = match self.state.deferred {
+            Some(Desired::Offer(offer)) => Some(offer),
+            Some(Desired::Nothing | Desired::Invalid(_)) | None => None,
+        };
+        for offer in self.state.waiting.into_iter().chain(deferred) {
+            needed.extend(KeySlot::ALL.into_iter().filter_map(|slot| *offer.keys.of(slot)));
+        }
+        needed.extend(self.state.deferred_key.map(|brought| brought.key));
         needed.extend(named_keys(&self.state.durable));
         needed.extend(self.state.live);
         needed.extend(self.state.attempt.map(|attempt| attempt.key));

@@ -3,19 +3,24 @@
 use twinkey_contract::offer::{Offer, OfferedKey, check_mark};
 use twinkey_contract::report::{Reason, Report, SlotReport, Status};
 use twinkey_contract::sealing::Binding;
-use twinkey_contract::{CONTRACT_VERSION, Fingerprint, KeySlot, Proof, RotationId};
+use twinkey_contract::{CONTRACT_VERSION, Fingerprint, KeySlot, RotationId};
 use twinkey_rotation as rotation;
 use twinkey_sas::Key;
 use uuid::Uuid;
 
-use crate::keyring::KeyRing;
+use crate::config;
+use crate::keyring::{KeyRing, name_of};
 
 /// Reads the operator's part of a twin document. The offered keys become known to `key_ring` by their names; nothing
 /// uses them before the machine says so. What can't be used comes with words for a person.
+///
+/// An offer has to be authenticated with a key that `ring` holds in a slot, unless the configuration says otherwise, or unless
+/// it is the one that the ring has taken up: the key that authenticated it may be gone since.
 pub fn read_desired(
     twin: &[u8],
     key_ring: &mut KeyRing,
-    allow_unsealed: bool,
+    ring: &rotation::Ring,
+    config: &config::Rotation,
 ) -> (rotation::Desired, Option<String>) {
     let offer = match Offer::read(twin) {
         Ok(None) => return (rotation::Desired::Nothing, None),
@@ -25,19 +30,55 @@ pub fn read_desired(
         }
     };
     let id = offer.rotation;
-    let mut keys = rotation::PerSlot::default();
-    for (slot, offered) in [(KeySlot::Primary, offer.primary), (KeySlot::Secondary, offer.secondary)] {
-        let Some(offered) = offered else { continue };
-        match open(offered, slot, id, key_ring, allow_unsealed) {
-            Ok(key) => *keys.of_mut(slot_of(slot)) = Some(key_ring.learn(key)),
+    let is_authentic = is_authentic(&offer, key_ring, ring, config);
+    let mut keys = Vec::new();
+    for slot in KeySlot::ALL {
+        let Some(offered) = offer.slot(slot) else { continue };
+        match open(offered, slot, id, key_ring, config.allow_unsealed) {
+            Ok(key) => keys.push((slot, key)),
+            Err(_) if !is_authentic => return unauthenticated(&offer),
             Err(reason) => {
                 let what = format!("the key for the {slot} slot can't be used: {reason}");
                 return (invalid(Some(id), reason), Some(what));
             }
         }
     }
-    let offer = rotation::Offer { rotation: rotation::RotationId(id.0.as_u128()), keys };
-    (rotation::Desired::Offer(offer), None)
+    let mut offer_by_names = rotation::Offer {
+        rotation: rotation::RotationId(id.0.as_u128()),
+        keys: rotation::PerSlot::default(),
+    };
+    for (slot, key) in &keys {
+        *offer_by_names.keys.of_mut(slot_of(*slot)) = Some(name_of(key));
+    }
+    let is_known = ring
+        .rotation
+        .is_some_and(|known| known.id == offer_by_names.rotation && known.offered == offer_by_names.keys);
+    if !is_authentic && !is_known {
+        return unauthenticated(&offer);
+    }
+    for (_, key) in keys {
+        key_ring.learn(key);
+    }
+    (rotation::Desired::Offer(offer_by_names), None)
+}
+
+/// Whether somebody made the offer who knows a key of this device: one that stands in a slot, so no candidate.
+fn is_authentic(offer: &Offer, key_ring: &KeyRing, ring: &rotation::Ring, config: &config::Rotation) -> bool {
+    if offer.auth.is_none() {
+        return config.allow_unauthenticated;
+    }
+    let held = rotation::KeySlot::ALL.into_iter().filter_map(|slot| ring.slots.of(slot).held);
+    held.filter_map(|held| key_ring.key(held.key))
+        .any(|key| offer.is_authentic(key, &key_ring.registration.identity))
+}
+
+fn unauthenticated(offer: &Offer) -> (rotation::Desired, Option<String>) {
+    let what = if offer.auth.is_none() {
+        "the offer has no authentication: make it with `twinkey`, or set `allow_unauthenticated` in section [rotation]"
+    } else {
+        "the offer's authentication was made with none of the keys that this device holds"
+    };
+    (invalid(Some(offer.rotation), Reason::Unauthenticated), Some(what.to_owned()))
 }
 
 /// What the agent has to say besides the machine.
@@ -66,26 +107,19 @@ impl Remarks {
 
 /// Writes what the machine reports, with the proof that the agent holds the active key.
 pub fn write_report(report: &rotation::Report, remarks: &Remarks, key_ring: &KeyRing) -> Report {
-    let rotation = report.rotation.map(|id| RotationId(Uuid::from_u128(id.0)));
-    let active_key =
-        report.active.and_then(|slot| *report.held.of(slot)).and_then(|held| key_ring.key(held.key));
-    let proof = match (active_key, rotation) {
-        (Some(key), Some(rotation)) => Some(Proof::new(key, &key_ring.registration.identity, rotation)),
-        (Some(_) | None, _) => None,
-    };
     let slot_report = |held: Option<rotation::Held>| {
         held.map(|held| SlotReport {
             fingerprint: Fingerprint(held.key.0),
             proven_at: held.proven_at.map(|at| at.0),
         })
     };
-    Report {
+    let mut report = Report {
         contract: CONTRACT_VERSION,
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         seal_to: Some(key_ring.sealing_key.public()),
         sequence: report.sequence,
         active: report.active.map(slot_text),
-        rotation,
+        rotation: report.rotation.map(|id| RotationId(Uuid::from_u128(id.0))),
         status: match report.status {
             rotation::Status::Idle => Status::Idle,
             rotation::Status::Trying => Status::Trying,
@@ -106,18 +140,30 @@ pub fn write_report(report: &rotation::Report, remarks: &Remarks, key_ring: &Key
                 rotation::Reason::Checksum => Reason::Checksum,
                 rotation::Reason::UnsealedForbidden => Reason::UnsealedForbidden,
                 rotation::Reason::CannotUnseal => Reason::CannotUnseal,
+                rotation::Reason::Unauthenticated => Reason::Unauthenticated,
+                rotation::Reason::TooManyOffers => Reason::TooManyOffers,
             })
             .or(remarks.reason()),
         clock_offset_secs: remarks.clock_offset_secs,
         behind: remarks.behind,
         primary: slot_report(report.held.primary),
         secondary: slot_report(report.held.secondary),
-        proof,
+        proof: None,
+    };
+    if let Some(key) = active_key(&report, key_ring) {
+        report.prove(key, &key_ring.registration.identity);
     }
+    report
+}
+
+/// The key that the report's proof is made with.
+pub fn active_key<'a>(report: &Report, key_ring: &'a KeyRing) -> Option<&'a Key> {
+    let held = report.slot(report.active?)?;
+    key_ring.key(rotation::KeyName(held.fingerprint.0))
 }
 
 fn open(
-    offered: OfferedKey,
+    offered: &OfferedKey,
     slot: KeySlot,
     rotation: RotationId,
     key_ring: &KeyRing,
@@ -126,10 +172,10 @@ fn open(
     let identity = &key_ring.registration.identity;
     match offered {
         OfferedKey::Plain(_) if !allow_unsealed => Err(Reason::UnsealedForbidden),
-        OfferedKey::Plain(key) => Ok(key),
+        OfferedKey::Plain(key) => Ok(key.clone()),
         OfferedKey::Sealed(sealed) => {
             let binding = Binding { identity, slot, rotation };
-            let key = key_ring.sealing_key.unseal(&binding, &sealed).map_err(|_| Reason::CannotUnseal)?;
+            let key = key_ring.sealing_key.unseal(&binding, sealed).map_err(|_| Reason::CannotUnseal)?;
             check_mark(slot, &key).map_err(|kind| kind.code())?;
             Ok(key)
         }
@@ -148,6 +194,8 @@ fn invalid(rotation: Option<RotationId>, reason: Reason) -> rotation::Desired {
         Reason::Checksum => rotation::Reason::Checksum,
         Reason::UnsealedForbidden => rotation::Reason::UnsealedForbidden,
         Reason::CannotUnseal => rotation::Reason::CannotUnseal,
+        Reason::Unauthenticated => rotation::Reason::Unauthenticated,
+        Reason::TooManyOffers => rotation::Reason::TooManyOffers,
     };
     let rotation = rotation.map(|id| rotation::RotationId(id.0.as_u128()));
     rotation::Desired::Invalid(rotation::Invalid { rotation, reason })

@@ -40,8 +40,13 @@ pub(crate) mod base64_32 {
     }
 }
 
-/// For `#[serde(with)]`: Unix seconds as RFC 3339 in UTC. A time beyond the year 9999, which only a broken clock
-/// gives, is written as the last second of it: a report must never fail for its clock.
+/// Unix seconds as RFC 3339 in UTC. A time beyond the year 9999, which only a broken clock gives, is written as the last
+/// second of it: a report must never fail for its clock.
+pub(crate) fn rfc3339_text(unix_secs: u64) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix_secs.min(RFC3339_UNIX_SECS_MAX)))
+}
+
+/// For `#[serde(with)]`: Unix seconds as RFC 3339 in UTC.
 pub(crate) mod rfc3339 {
     use super::*;
 
@@ -50,10 +55,7 @@ pub(crate) mod rfc3339 {
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         match unix_secs {
-            Some(secs) => {
-                let time = UNIX_EPOCH + Duration::from_secs((*secs).min(RFC3339_UNIX_SECS_MAX));
-                serializer.collect_str(&humantime::format_rfc3339_seconds(time))
-            }
+            Some(secs) => serializer.collect_str(&rfc3339_text(*secs)),
             None => serializer.serialize_none(),
         }
     }

@@ -12,7 +12,7 @@ use twinkey_sas::{
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
-    KeySlot, RotationId, SECTION, encoding,
+    Identity, KeySlot, Mac, RotationId, SECTION, encoding,
     report::Reason,
     sealing::{SEALED_LEN_MAX, SEALED_LEN_MIN},
 };
@@ -22,7 +22,7 @@ use crate::{
 /// leaves none out.
 pub const TWIN_LEN_MAX: usize = 128 * 1024;
 
-/// New keys for one or both slots.
+/// New keys for one or both slots, and who vouches for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
     /// Which change of keys this is.
@@ -31,6 +31,8 @@ pub struct Offer {
     pub primary: Option<OfferedKey>,
     /// The key now in the secondary slot.
     pub secondary: Option<OfferedKey>,
+    /// Made by [`Offer::authenticate`]; `None` in what a person sends by hand.
+    pub auth: Option<Mac>,
 }
 
 /// A key as it stands in the twin.
@@ -79,7 +81,39 @@ impl Offer {
             "rotation": self.rotation.to_string(),
             "primary": slot(&self.primary),
             "secondary": slot(&self.secondary),
+            "auth": self.auth,
         }})
+    }
+
+    /// Puts the authentication into the offer: HMAC-SHA256 over all of it, with `key`, which the registry has and the hub has
+    /// accepted from the device. So the right to write twins alone makes no agent try anything.
+    ///
+    /// The text is `"twinkey/offer/v1\n" identity "\nkeyRenewal\n" rotation "\n" primary "\n" secondary`, where a slot is
+    /// `-`, `sealed BASE64` or `key BASE64`.
+    pub fn authenticate(&mut self, key: &Key, identity: &Identity) {
+        self.auth = Some(self.mac(key, identity));
+    }
+
+    /// Whether the offer's authentication was made with `key` for `identity`. Constant time.
+    pub fn is_authentic(&self, key: &Key, identity: &Identity) -> bool {
+        self.auth.as_ref().is_some_and(|auth| auth.is(&self.mac(key, identity)))
+    }
+
+    fn mac(&self, key: &Key, identity: &Identity) -> Mac {
+        let slot = |offered: &Option<OfferedKey>| {
+            // It may hold a key.
+            Zeroizing::new(match offered {
+                None => String::from("-"),
+                Some(OfferedKey::Plain(key)) => {
+                    let mut base64 = Zeroizing::new([0; 88]);
+                    format!("key {}", key.expose_base64(&mut base64))
+                }
+                Some(OfferedKey::Sealed(sealed)) => format!("sealed {}", encoding::to_base64(sealed)),
+            })
+        };
+        let (identity, rotation) = (identity.to_string(), self.rotation.to_string());
+        let (primary, secondary) = (slot(&self.primary), slot(&self.secondary));
+        Mac::of(key, &["twinkey/offer/v1", &identity, SECTION, &rotation, &primary, &secondary])
     }
 
     /// The patch that takes any offer away.
@@ -112,7 +146,11 @@ impl Offer {
         if primary.is_none() && secondary.is_none() {
             return Err(fail(OfferErrorKind::NoSlot));
         }
-        Ok(Some(Self { rotation, primary, secondary }))
+        let auth = match section.get("auth") {
+            None | Some(Value::Null) => None,
+            Some(auth) => Some(Mac::deserialize(auth).map_err(|_| fail(OfferErrorKind::Auth))?),
+        };
+        Ok(Some(Self { rotation, primary, secondary, auth }))
     }
 }
 
@@ -201,6 +239,9 @@ pub enum OfferErrorKind {
         "`keyRenewal` offers a key for neither slot: add `primary` or `secondary`, or write null for the whole section"
     )]
     NoSlot,
+    /// `auth` is no base64 of 32 bytes.
+    #[error("`keyRenewal.auth` is not the base64 of 32 bytes: write the offer's authentication, or null")]
+    Auth,
     /// The slot is neither null nor an object with exactly one of `key` and `sealed`.
     #[error("`keyRenewal.{slot}` must have exactly one of `key` and `sealed`: write null for the other")]
     Slot {
@@ -255,6 +296,7 @@ impl OfferErrorKind {
             | Self::Section
             | Self::Rotation
             | Self::NoSlot
+            | Self::Auth
             | Self::Slot { .. }
             | Self::KeyNotText { .. }
             | Self::Key { .. }

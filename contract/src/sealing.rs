@@ -21,7 +21,7 @@ use thiserror::Error;
 use twinkey_sas::Key;
 use zeroize::Zeroizing;
 
-use crate::{Identity, KeySlot, RandomError, RotationId, encoding};
+use crate::{Identity, KeySlot, RandomError, RotationId, SECTION, encoding};
 
 /// Length of the encapsulated key in bytes (RFC 9180 §7.1, `Nenc`).
 const ENCAPSULATED_LEN: usize = 32;
@@ -42,7 +42,8 @@ pub const SEALED_LEN_MIN: usize = ENCAPSULATED_LEN + Key::MIN_LEN + TAG_LEN;
 /// Longest sealed key in bytes.
 pub const SEALED_LEN_MAX: usize = ENCAPSULATED_LEN + Key::MAX_LEN + TAG_LEN;
 
-/// What a sealed key is good for. Its info string is `"twinkey/seal/v1\n" identity "\n" slot "\n" rotation`.
+/// What a sealed key is good for. Its info string is
+/// `"twinkey/seal/v1\n" identity "\nkeyRenewal\n" slot "\n" rotation`.
 #[derive(Clone, Copy, Debug)]
 pub struct Binding<'a> {
     /// The device or module.
@@ -55,7 +56,7 @@ pub struct Binding<'a> {
 
 impl Binding<'_> {
     fn info(&self) -> String {
-        format!("twinkey/seal/v1\n{}\n{}\n{}", self.identity, self.slot, self.rotation)
+        format!("twinkey/seal/v1\n{}\n{SECTION}\n{}\n{}", self.identity, self.slot, self.rotation)
     }
 }
 

@@ -80,7 +80,7 @@ fn offers_of_each_kind_are_read_and_unknown_fields_passed_over() {
             Some(sealed.clone()),
         ),
     ] {
-        assert_eq!(read(section), Ok(Some(Offer { rotation: rotation(), primary, secondary })));
+        assert_eq!(read(section), Ok(Some(Offer { rotation: rotation(), primary, secondary, auth: None })));
     }
 }
 
@@ -105,6 +105,9 @@ fn each_mistake_has_its_own_error_and_keeps_the_rotation() {
         (json!({"rotation": ROTATION, "secondary": {"sealed": "?"}}), Kind::Sealed { slot }),
         (json!({"rotation": ROTATION, "secondary": {"sealed": KEY}}), Kind::Sealed { slot }),
         (json!({"rotation": ROTATION, "secondary": {"sealed": "AAAA".repeat(38)}}), Kind::Sealed { slot }),
+        (json!({"rotation": ROTATION, "secondary": {"key": KEY}, "auth": 7}), Kind::Auth),
+        (json!({"rotation": ROTATION, "secondary": {"key": KEY}, "auth": "AAAA"}), Kind::Auth),
+        (json!({"rotation": ROTATION, "secondary": {"key": KEY}, "auth": [KEY]}), Kind::Auth),
         // One good slot doesn't save the other.
         (
             json!({"rotation": ROTATION, "primary": {"key": KEY}, "secondary": {"key": "A"}}),
@@ -200,7 +203,7 @@ fn damaged_key_and_hub_policys_key_are_refused_by_their_mark() {
 #[test]
 fn patch_leaves_nothing_stale_in_the_twin() {
     let (key, other) = (Key::from_bytes(&[1; 32]).unwrap(), Key::from_bytes(&[2; 64]).unwrap());
-    let offer = |primary, secondary| Offer { rotation: rotation(), primary, secondary };
+    let offer = |primary, secondary| Offer { rotation: rotation(), primary, secondary, auth: None };
     let sealed = Some(OfferedKey::Sealed(vec![3; 80]));
     let plain = |key: &Key| Some(OfferedKey::Plain(key.clone()));
     let mut twin = json!({"desired": {"interval": 5}});
@@ -223,8 +226,13 @@ fn sealed_offer_travels_through_the_twin() {
     let binding = Binding { identity: &identity, slot: KeySlot::Primary, rotation: rotation() };
     let key = Key::from_bytes(&[1; 64]).unwrap();
     let sealed = private.public().seal(&binding, &key).unwrap();
-    let patch =
-        Offer { rotation: rotation(), primary: Some(OfferedKey::Sealed(sealed)), secondary: None }.to_patch();
+    let patch = Offer {
+        rotation: rotation(),
+        primary: Some(OfferedKey::Sealed(sealed)),
+        secondary: None,
+        auth: None,
+    }
+    .to_patch();
     let offer = Offer::read_desired(&patch).unwrap().unwrap();
     assert_eq!(offer.slot(KeySlot::Secondary), None);
     let Some(OfferedKey::Sealed(sealed)) = offer.slot(KeySlot::Primary) else { panic!("{offer:?}") };
@@ -296,4 +304,39 @@ proptest! {
     fn any_bytes_are_refused_without_a_panic(twin in proptest::collection::vec(any::<u8>(), 0..200)) {
         prop_assert!(Offer::read(&twin).is_err());
     }
+}
+
+#[test]
+fn authentication_covers_identity_rotation_slots_and_forms() {
+    let identity = Identity::new("d", None).unwrap();
+    let (vouching, other) = (Key::from_bytes(&[1; 32]).unwrap(), Key::from_bytes(&[2; 32]).unwrap());
+    let (plain, sealed) = (OfferedKey::Plain(other.clone()), OfferedKey::Sealed(vec![1; 80]));
+    let mut offer = Offer {
+        rotation: rotation(),
+        primary: Some(sealed.clone()),
+        secondary: Some(plain.clone()),
+        auth: None,
+    };
+    assert!(!offer.is_authentic(&vouching, &identity));
+    offer.authenticate(&vouching, &identity);
+    assert!(offer.is_authentic(&vouching, &identity));
+    assert!(!offer.is_authentic(&other, &identity));
+    for (device, module) in [("e", None), ("d", Some("m"))] {
+        assert!(!offer.is_authentic(&vouching, &Identity::new(device, module).unwrap()));
+    }
+    let next: RotationId = ROTATION.replace("4e5f", "4e60").parse().unwrap();
+    for altered in [
+        Offer { rotation: next, ..offer.clone() },
+        Offer { primary: None, ..offer.clone() },
+        Offer { secondary: None, ..offer.clone() },
+        Offer { primary: Some(plain.clone()), secondary: Some(sealed.clone()), ..offer.clone() },
+        Offer { primary: Some(OfferedKey::Sealed(vec![2; 80])), ..offer.clone() },
+        Offer { secondary: Some(OfferedKey::Plain(vouching.clone())), ..offer.clone() },
+        Offer { auth: None, ..offer.clone() },
+    ] {
+        assert!(!altered.is_authentic(&vouching, &identity), "{altered:?}");
+    }
+    let mut merged = json!({});
+    merge(&mut merged, &offer.to_patch());
+    assert_eq!(read(merged["keyRenewal"].clone()), Ok(Some(offer)));
 }

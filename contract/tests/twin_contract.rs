@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use twinkey_contract::{
     CONTRACT_VERSION, Fingerprint, Identity, KeySlot,
     offer::{Offer, OfferedKey, TWIN_LEN_MAX},
-    report::{AGENT_LEN_MAX, Reason, Report, Status},
+    report::{AGENT_LEN_MAX, Nonce, Reason, Report, SEQUENCE_MAX, Status},
     sealing::{Binding, SEALED_LEN_MAX, SEALED_LEN_MIN, SealingKey},
 };
 use twinkey_sas::Key;
@@ -56,8 +56,16 @@ fn words<const N: usize>(words: [&str; N]) -> BTreeSet<String> {
 fn every_json_block_is_one_that_is_tested() {
     let names: Vec<&str> =
         PAGE.lines().filter_map(|line| line.strip_prefix("```json")).map(str::trim).collect();
-    let tested =
-        ["offer-sealed", "offer-plain", "offer-both", "erase", "invalid-offers", "sealing-example", "report"];
+    let tested = [
+        "offer-sealed",
+        "offer-plain",
+        "offer-both",
+        "erase",
+        "invalid-offers",
+        "sealing-example",
+        "report",
+        "fresh",
+    ];
     assert_eq!(names, tested);
 }
 
@@ -71,11 +79,25 @@ fn sealed_example_opens_with_the_documented_key() {
     let offer = offer("offer-sealed");
     let identity: Identity = "pump-7".parse().unwrap();
     let binding = Binding { identity: &identity, slot: KeySlot::Secondary, rotation: offer.rotation };
-    let info = format!("twinkey/seal/v1\n{}\n{}\n{}", binding.identity, binding.slot, binding.rotation);
+    let info =
+        format!("twinkey/seal/v1\n{}\nkeyRenewal\n{}\n{}", binding.identity, binding.slot, binding.rotation);
     assert_eq!(info, text(&example, "info"));
     let Some(OfferedKey::Sealed(sealed)) = &offer.secondary else { panic!("{offer:?}") };
     assert_eq!(private.unseal(&binding, sealed), Ok(key(&example, "key")));
     assert_eq!(offer.to_patch(), block("offer-sealed"));
+}
+
+#[test]
+fn offers_with_an_authentication_fit_the_documented_key_and_no_other() {
+    let identity: Identity = "pump-7".parse().unwrap();
+    let Some(OfferedKey::Plain(old)) = offer("offer-both").secondary else { panic!() };
+    for name in ["offer-sealed", "offer-both"] {
+        let offer = offer(name);
+        assert!(offer.is_authentic(&old, &identity), "{name}");
+        assert!(!offer.is_authentic(&key(&block("sealing-example"), "key"), &identity), "{name}");
+        assert!(!offer.is_authentic(&old, &"pump-8".parse().unwrap()), "{name}");
+    }
+    assert_eq!(offer("offer-plain").auth, None);
 }
 
 #[test]
@@ -109,11 +131,14 @@ fn report_example_is_ours_and_its_proof_verifies() {
 
     let new = key(&block("sealing-example"), "key");
     let Some(OfferedKey::Plain(old)) = offer("offer-both").secondary else { panic!() };
-    assert_eq!(report.primary.unwrap().fingerprint, Fingerprint::of(&old));
-    assert_eq!(report.secondary.unwrap().fingerprint, Fingerprint::of(&new));
-    let (identity, rotation) = ("pump-7".parse().unwrap(), report.rotation.unwrap());
-    let proof = report.proof.unwrap();
-    assert!(proof.verify(&new, &identity, rotation) && !proof.verify(&old, &identity, rotation));
+    assert_eq!(report.primary.as_ref().unwrap().fingerprint, Fingerprint::of(&old));
+    assert_eq!(report.secondary.as_ref().unwrap().fingerprint, Fingerprint::of(&new));
+    let identity = "pump-7".parse().unwrap();
+    assert!(report.verify(&new, &identity).is_ok() && report.verify(&old, &identity).is_err());
+
+    let fresh = block("fresh");
+    let nonce = Nonce::parse(fresh["nonce"].as_str().unwrap()).unwrap();
+    assert_eq!(json!(report.answer(&nonce, &new, &identity)), fresh["freshProof"]);
 }
 
 #[test]
@@ -130,6 +155,8 @@ fn tables_have_exactly_our_words() {
         Reason::Checksum,
         Reason::UnsealedForbidden,
         Reason::CannotUnseal,
+        Reason::Unauthenticated,
+        Reason::TooManyOffers,
         Reason::Duel,
         Reason::Restored,
     ];
@@ -145,6 +172,7 @@ fn sizes_are_those_of_the_code() {
         format!("| sealed key | {SEALED_LEN_MIN} to {SEALED_LEN_MAX} bytes |"),
         format!("| twin document | {TWIN_LEN_MAX} bytes |"),
         format!("| `agent` | {AGENT_LEN_MAX} bytes |"),
+        format!("| `sequence` | {SEQUENCE_MAX} |"),
     ] {
         assert!(PAGE.contains(&row), "{row}");
     }

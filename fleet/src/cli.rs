@@ -427,6 +427,18 @@ pub(crate) struct RenewArgs {
     /// Offer keys unsealed: everybody who may read the twin can read them until they are erased.
     #[arg(long)]
     pub(crate) plain: bool,
+    /// Believe the reports of these (DEVICE or DEVICE/MODULE) although their public key has changed or their sequence ran back:
+    /// the gateway was set up anew, or restored from an old image. The proof must be right all the same.
+    #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name)]
+    pub(crate) trust_report: Vec<String>,
+    /// A key of these (DEVICE or DEVICE/MODULE) is known to others: renew although somebody else connects as the device. Keys
+    /// are sealed to the public key that was believed before, and to no other.
+    #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name, conflicts_with = "trust_report")]
+    pub(crate) incident: Vec<String>,
+    /// Have each device answer a challenge first, so that nobody can repeat an old report of it. One more operation for each
+    /// key. Always done for devices that --trust-report names.
+    #[arg(long)]
+    pub(crate) challenge: bool,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
 }

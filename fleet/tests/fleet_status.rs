@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::report::{Reason, Report, Status};
-use twinkey_contract::{Fingerprint, Identity, Proof, RotationId};
+use twinkey_contract::{Fingerprint, Identity, RotationId};
 use twinkey_sas::Key;
 
 const DAY: u64 = 86_400;
@@ -19,6 +19,9 @@ impl World {
         let keys = self.keys(id).await;
         let mut report = healthy(id, &keys, unix_now() - age_secs);
         change(&mut report);
+        if report.proof.is_some() {
+            report.prove(&keys[0], &id.parse().unwrap());
+        }
         self.report(id, &keys[0], report.to_patch()).await
     }
 
@@ -39,7 +42,7 @@ fn identity<'a>(document: &'a Value, id: &str) -> &'a Value {
 
 fn offer(made_at: u64, key: OfferedKey) -> Value {
     let rotation = RotationId::generate(made_at * 1000).unwrap();
-    json!({"properties": {"desired": Offer { rotation, primary: None, secondary: Some(key) }.to_patch()}})
+    json!({"properties": {"desired": Offer { rotation, primary: None, secondary: Some(key), auth: None }.to_patch()}})
 }
 
 /// Six devices: well and connected; nobody there; in a duel; on a key that nobody knows; offered a plain key long ago; odd.
@@ -220,7 +223,7 @@ async fn a_restored_image_and_a_second_agent_are_seen_against_an_earlier_run() {
     world.reports("pump-0001", DAY, |report| report.sequence = 6).await;
     world
         .reports("pump-0002", DAY, |report| {
-            report.secondary.as_mut().unwrap().fingerprint = Fingerprint([3; 8]);
+            report.secondary.as_mut().unwrap().fingerprint = Fingerprint([3; 16]);
         })
         .await;
     let document = world.status(&["--registry=never", "--since", earlier.to_str().unwrap()]).await;
@@ -258,7 +261,7 @@ async fn modules_are_looked_at_where_that_is_asked_for() {
     let keys = world.keys(id).await;
     let device = Identity::new("pump-0001", None).unwrap();
     let mut report = healthy(id, &keys, unix_now() - DAY);
-    report.proof = Some(Proof::new(&keys[0], &device, report.rotation.unwrap()));
+    report.prove(&keys[0], &device);
     world.report(id, &keys[0], report.to_patch()).await;
     let document = world.status(&["--modules"]).await;
     assert_eq!(document["identities"][2]["marks"], json!(["proof-fails"]));
@@ -326,7 +329,7 @@ async fn a_page_to_look_at() {
                     41 => report.reason = Some(Reason::Duel),
                     42 | 142 => report.behind = Some(99),
                     43..=45 => report.proof = None,
-                    46 => report.primary.as_mut().unwrap().fingerprint = Fingerprint([1; 8]),
+                    46 => report.primary.as_mut().unwrap().fingerprint = Fingerprint([1; 16]),
                     _ if i % 61 == 0 => report.status = Status::Waiting,
                     _ if i % 71 == 0 => {
                         (report.status, report.reason) = (Status::Rejected, Some(Reason::Refused))

@@ -8,7 +8,8 @@ use std::process::Output;
 use scripted_hub::{Canned, Device, LOGIN_KEY, Manner, ScriptedHub, State, base64, key};
 use serde_json::Value;
 use twinkey_contract::offer::{Offer, OfferedKey};
-use twinkey_contract::report::Status;
+use twinkey_contract::report::{Reason, Status};
+use twinkey_contract::sealing::SealingKey;
 use twinkey_contract::{Fingerprint, KeySlot, RotationId};
 use twinkey_sas::identifiable::{Mark, Purpose, inspect};
 
@@ -141,7 +142,7 @@ fn a_second_run_finishes_what_a_silent_device_left_open_without_another_key() {
     hub.device("d1", |d| d.agent().manner = Manner::Obeys);
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
-    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!(json[0]["outcome"].as_str(), Some("delivered"));
     assert_eq!(hub.count(CHANGE), 1, "no second key");
     assert_eq!(hub.device("d1", |d| base64(&d.keys[&KeySlot::Secondary])), made);
 }
@@ -152,7 +153,8 @@ fn a_run_that_died_before_erasing_is_settled_by_the_next() {
     let id: RotationId = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap();
     hub.device("d1", |d| {
         d.desired =
-            Offer { rotation: id, primary: None, secondary: Some(OfferedKey::Plain(key(2))) }.to_patch();
+            Offer { rotation: id, primary: None, secondary: Some(OfferedKey::Plain(key(2))), auth: None }
+                .to_patch();
         let agent = d.agent();
         (agent.active, agent.rotation, agent.status) = (KeySlot::Secondary, Some(id), Status::Committed);
     });
@@ -273,7 +275,7 @@ fn offer_secondary_too(state: &mut State) {
     let device = state.devices.get_mut("d1").unwrap();
     let offered = OfferedKey::Plain(device.keys[&KeySlot::Secondary].clone());
     let rotation = OTHER_ROTATION.parse().unwrap();
-    device.desired = Offer { rotation, primary: None, secondary: Some(offered) }.to_patch();
+    device.desired = Offer { rotation, primary: None, secondary: Some(offered), auth: None }.to_patch();
     device.twin_etag += 1000;
 }
 
@@ -322,9 +324,16 @@ fn a_device_whose_key_in_use_is_unknown_is_handed_the_other_key_as_it_is() {
     assert_eq!(exit(&output), 3, "{stderr}");
     assert_eq!(json[0]["reason"].as_str(), Some("last-key"));
     assert!(stderr.contains("renew the primary key") && !stderr.contains("can't reconnect"), "{stderr}");
+    // Nothing proves the report: the key goes to the public key that was believed before, or to none.
+    let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes"]);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("last-key")), "{stderr}");
+    hub.device("d1", |d| {
+        let seal_to = d.agent().sealing.as_ref().map(|key| key.public().to_string());
+        d.tags = serde_json::json!({"keyRenewal": {"sealTo": seal_to, "sequence": 1}});
+    });
     let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
-    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!(json[0]["outcome"].as_str(), Some("delivered"));
     assert_eq!(hub.count(CHANGE), 0);
     hub.device("d1", |d| assert_eq!(base64(&d.agent().held[&KeySlot::Primary]), base64(&key(1))));
 }
@@ -355,9 +364,9 @@ fn the_table_names_the_key_that_the_device_moved_to_even_if_the_registry_did_not
     hub.device("d1", |d| d.agent().held.insert(KeySlot::Secondary, key(8)));
     let args = ["device-identity", "renew-key", "-d", "d1", "--key-type", "secondary", "--yes"];
     let finished = hub.run(&args);
-    let moved_to = format!("→ {}", Fingerprint::of(&key(2)));
+    let moved_to = format!("→ {}", Fingerprint::of(&key(2)).short());
     let stdout = String::from_utf8(finished.stdout).unwrap();
-    assert!(stdout.contains("renewed") && stdout.contains(&moved_to), "{stdout}");
+    assert!(stdout.contains("delivered") && stdout.contains(&moved_to), "{stdout}");
     hub.change(offer_secondary_too);
     hub.change(finish_secondary_and_keep_offer);
     let settled = hub.run(&args);
@@ -382,7 +391,8 @@ fn a_newer_offer_is_not_erased() {
             let device = state.devices.get_mut("d1").unwrap();
             let rotation = "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap();
             device.desired =
-                Offer { rotation, primary: Some(OfferedKey::Plain(key(1))), secondary: None }.to_patch();
+                Offer { rotation, primary: Some(OfferedKey::Plain(key(1))), secondary: None, auth: None }
+                    .to_patch();
             device.twin_etag += 1000;
         }),
     );
@@ -434,7 +444,7 @@ fn without_delivery_the_registry_changes_and_the_twin_does_not() {
     assert_eq!((hub.count(CHANGE), hub.count("PATCH")), (1, 0));
     let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
-    assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
+    assert_eq!(json[0]["outcome"].as_str(), Some("delivered"));
     assert_eq!(hub.count(CHANGE), 1, "the key of the first run is delivered");
 }
 
@@ -445,11 +455,105 @@ fn an_unsealed_offer_is_announced() {
     assert!(!stderr.contains("not sealed"), "{stderr}");
     let (output, _, stderr) = renew(&hub, &["--key-type", "primary", "--yes", "--plain"]);
     assert_eq!(exit(&output), 0, "{stderr}");
-    assert!(stderr.contains("not sealed (as --plain says)"), "{stderr}");
+    assert!(stderr.contains("not sealed, as --plain says"), "{stderr}");
+}
+
+/// What stood in the clear in the desired properties, at any time.
+fn keys_in_the_clear(hub: &ScriptedHub) -> Vec<Value> {
+    let offers = patches(hub).into_iter().map(|(_, offer)| offer);
+    let slots = offers.flat_map(|offer| [offer["primary"]["key"].clone(), offer["secondary"]["key"].clone()]);
+    slots.filter(|key| !key.is_null()).collect()
+}
+
+#[test]
+fn without_a_public_key_to_seal_to_no_key_is_written_in_the_clear() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
     hub.device("d1", |d| d.agent().sealing = None);
+    for key_type in ["primary", "secondary", "in-turn"] {
+        let (output, _, stderr) = renew(&hub, &["--key-type", key_type, "--yes"]);
+        assert_eq!(exit(&output), 3, "{stderr}");
+    }
+    let (_, json, _) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(json[0]["reason"].as_str(), Some("seal-unknown"));
+    assert_eq!(hub.count(CHANGE), 0);
+    // Not even by force.
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--force-dark", "d1"]);
+    assert_eq!((exit(&output), json[0]["outcome"].as_str()), (0, Some("undelivered")), "{stderr}");
+    assert_eq!(keys_in_the_clear(&hub), Vec::<Value>::new());
+}
+
+#[test]
+fn another_public_key_than_the_one_that_was_believed_is_refused_until_a_person_says_so() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
     let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
     assert_eq!(exit(&output), 0, "{stderr}");
-    assert!(stderr.contains("not sealed (the agent reports no key"), "{stderr}");
+    let public = |d: &mut Device| d.agent().sealing.as_ref().unwrap().public().to_string();
+    let first = hub.device("d1", public);
+    assert_eq!(hub.device("d1", |d| d.tags["keyRenewal"]["sealTo"].clone()), *first);
+
+    hub.device("d1", |d| d.agent().sealing = Some(SealingKey::generate().unwrap()));
+    let second = hub.device("d1", public);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes"]);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("seal-changed")), "{stderr}");
+    assert!(stderr.contains("--trust-report"), "{stderr}");
+    assert_eq!(hub.count(CHANGE), 1);
+    hub.device("d1", |d| d.agent().answers = true);
+    let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes", "--trust-report", "d1"]);
+    assert_eq!((exit(&output), json[0]["outcome"].as_str()), (0, Some("renewed")), "{stderr}");
+    assert_eq!(hub.device("d1", |d| d.tags["keyRenewal"]["sealTo"].clone()), *second);
+    // From now on it is the one that is believed.
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+}
+
+#[test]
+fn a_report_that_is_older_than_one_that_was_believed_is_refused_until_a_person_says_so() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().sequence = 7);
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    hub.device("d1", |d| {
+        assert_eq!(d.tags["keyRenewal"]["sequence"], 7);
+        d.agent().sequence = 6;
+    });
+    let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes"]);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("report-old")), "{stderr}");
+    hub.device("d1", |d| d.agent().answers = true);
+    let (output, _, stderr) = renew(&hub, &["--key-type", "primary", "--yes", "--trust-report", "d1"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(hub.device("d1", |d| d.tags["keyRenewal"]["sequence"].clone()), 6);
+}
+
+#[test]
+fn a_device_in_a_duel_is_renewed_in_an_incident_only_and_sealed_to_what_was_believed() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().reason = Some(Reason::Duel));
+    let (output, json, stderr) = renew(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("duel")), "{stderr}");
+    // Nothing was believed before: the public key could be the thief's.
+    let incident = ["--key-type", "secondary", "--yes", "--incident", "d1"];
+    let (output, json, stderr) = renew(&hub, &incident);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("seal-unknown")), "{stderr}");
+    hub.device("d1", |d| {
+        let seal_to = d.agent().sealing.as_ref().map(|key| key.public().to_string());
+        d.tags = serde_json::json!({"keyRenewal": {"sealTo": seal_to, "sequence": 9}});
+    });
+    let (output, json, stderr) = renew(&hub, &incident);
+    assert_eq!((exit(&output), json[0]["outcome"].as_str()), (0, Some("renewed")), "{stderr}");
+    assert_eq!(hub.count(CHANGE), 1);
+}
+
+#[test]
+fn a_challenge_that_is_not_answered_with_the_key_in_use_stops_the_renewal() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    let challenged = ["--key-type", "secondary", "--yes", "--challenge"];
+    let (output, json, stderr) = renew(&hub, &challenged);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("not-fresh")), "{stderr}");
+    assert_eq!(hub.count(CHANGE), 0);
+    hub.device("d1", |d| d.agent().answers = true);
+    let (output, _, stderr) = renew(&hub, &challenged);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!((hub.count(CHANGE), hub.count("POST /twins/d1/methods")), (1, 2));
 }
 
 #[test]
@@ -523,10 +627,16 @@ fn nobody_is_renewed_without_a_yes() {
 fn contradictory_flags_are_usage_errors() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
     let with_etag = renew_devices(&hub, &["d1", "d2"], &["--key-type", "primary", "--yes", "--etag", "1"]);
-    let with_stranger = renew(&hub, &["--key-type", "primary", "--yes", "--force-dark", "d7"]);
-    for (output, _, stderr) in [with_etag, with_stranger] {
+    let strangers = ["--force-dark", "--trust-report", "--incident"]
+        .map(|flag| renew(&hub, &["--key-type", "primary", "--yes", flag, "d7"]));
+    for (output, _, stderr) in strangers.into_iter().chain([with_etag]) {
         assert_eq!(exit(&output), 2, "{stderr}");
     }
+}
+
+/// The public key that the agent of `d1` reports.
+fn seal_to(hub: &ScriptedHub) -> String {
+    hub.device("d1", |d| d.agent().sealing.as_ref().unwrap().public().to_string())
 }
 
 /// The twin's patches, in order: which of lease and offer they concern.
@@ -548,13 +658,18 @@ fn the_hub_makes_the_key_under_a_lease_that_goes_with_the_offer() {
     assert_eq!(json[0]["outcome"].as_str(), Some("renewed"));
     assert_eq!((hub.count(ORDER), hub.count(CHANGE)), (1, 0));
     let patches = patches(&hub);
-    let [(lease, none), (untouched, offer), (released, erased)] = &patches[..] else { panic!("{patches:?}") };
+    let [(lease, none), (believes, offer), (released, erased)] = &patches[..] else { panic!("{patches:?}") };
     assert!(
         lease["lease"]["by"].is_string() && lease["lease"]["until"].is_u64() && none.is_null(),
         "{lease}"
     );
-    assert!(untouched.is_null() && offer["secondary"]["sealed"].is_string());
-    assert_eq!((released, erased), (&serde_json::json!({"lease": null}), &Value::Null));
+    // What is believed of the device stands in the tags with the offer, and what it has proved with its erasure.
+    let believed = serde_json::json!({"sealTo": seal_to(&hub), "sequence": 1});
+    assert_eq!(*believes, believed);
+    assert!(offer["secondary"]["sealed"].is_string() && offer["auth"].is_string());
+    let mut released_and_believed = believed;
+    released_and_believed["lease"] = Value::Null;
+    assert_eq!((released, erased), (&released_and_believed, &Value::Null));
     // The lease is taken on the twin that was read, and before the order.
     let calls = hub.change(|state| state.calls.clone());
     let place = |what: &str| calls.iter().position(|call| call.starts_with(what)).unwrap();
@@ -562,7 +677,10 @@ fn the_hub_makes_the_key_under_a_lease_that_goes_with_the_offer() {
     let first =
         hub.change(|state| state.if_matches.iter().find(|(call, _)| call.starts_with("PATCH")).cloned());
     assert_eq!(first.unwrap().1, "\"1\"");
-    hub.device("d1", |d| assert_eq!(d.tags, serde_json::json!({"keyRenewal": {}})));
+    hub.device("d1", |d| {
+        let tags = d.tags["keyRenewal"].as_object().unwrap();
+        assert_eq!(tags.keys().collect::<Vec<_>>(), ["sealTo", "sequence"]);
+    });
 }
 
 #[test]

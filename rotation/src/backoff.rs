@@ -29,6 +29,13 @@ pub struct Policy {
     pub renew_after_ms: u64,
     /// After this many attempts in a row that reached the hub and got no answer, the next key is tried.
     pub unanswered_max: u8,
+    /// Offers that are taken up in a row. One whose key the hub accepts does not count.
+    pub offers_max: u8,
+    /// After this time, one offer more may be taken up. Offers beyond that wait.
+    pub offer_interval_ms: u64,
+    /// Every attempt ends the connection that stands. So a candidate is tried when that connection is to be renewed anyway,
+    /// and not before.
+    pub is_single_connection: bool,
 }
 
 impl Policy {
@@ -46,7 +53,38 @@ impl Policy {
         settled_after_ms: 15 * 1_000,
         renew_after_ms: 48 * 60 * 1_000,
         unanswered_max: 6,
+        offers_max: 8,
+        offer_interval_ms: 10 * 60 * 1_000,
+        is_single_connection: false,
     };
+
+    /// The most offers that are taken up in any hour, whoever makes them and whatever their rotations are, but for those whose
+    /// key the hub accepts. Each costs at most two writes: one that takes it up, and one with its verdict.
+    pub const fn offers_per_hour_max(&self) -> u64 {
+        let Some(more) = 3_600_000_u64.checked_div(self.offer_interval_ms) else {
+            return u64::MAX;
+        };
+        (self.offers_max as u64).saturating_add(more)
+    }
+
+    /// The most attempts with a refused candidate in any hour in which the connection stands. Each offer is tried at once, and
+    /// again after waits that grow until the next offer takes its place.
+    pub const fn trials_per_hour_max(&self) -> u64 {
+        let offers = self.offers_per_hour_max();
+        // Between two offers, and after the last one, as many as fit with half of each wait left to chance; then the control
+        // and the last attempt.
+        let mut trials = 0_u64;
+        let mut spent_ms = 0_u64;
+        let mut failures = 0_u8;
+        let span_ms = if self.offer_interval_ms < 3_600_000 { self.offer_interval_ms } else { 3_600_000 };
+        while spent_ms < span_ms && failures < u8::MAX {
+            let wait_ms = delay_ms(self.trial_delay_ms_min, self.trial_delay_ms_max, failures, 0);
+            spent_ms = spent_ms.saturating_add(if wait_ms == 0 { 1 } else { wait_ms });
+            failures += 1;
+            trials += 1;
+        }
+        offers.saturating_mul(trials.saturating_add(2))
+    }
 
     /// The most attempts with [`Purpose::Connect`](crate::Purpose::Connect) in any hour in which no connection
     /// settles: rounds of at most `keys` attempts, at half the longest wait, after a few with shorter ones.

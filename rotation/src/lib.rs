@@ -26,8 +26,10 @@
 //!   verdicts are reported from [`State::durable`].
 //! * **I3 A fair trial.** Only refusals over the whole propagation window, followed by an accepted control
 //!   connection and one more refusal, reject a candidate. [`Outcome::Unknown`] never counts.
-//! * **I4 Never give up.** Whatever is refused, every key in the ring is tried again, for ever, at the pace of
-//!   [`Policy`]. A connected or trying machine has an attempt under way or a timer armed.
+//! * **I4 Never give up, and never storm.** Whatever is refused, every key in the ring is tried again, for ever, at the
+//!   pace of [`Policy`]. A connected or trying machine has an attempt under way or a timer armed. Attempts and writes in any
+//!   hour are bounded, whatever is offered and by whom: [`Policy::attempts_per_hour_max`], [`Policy::trials_per_hour_max`],
+//!   [`Policy::offers_per_hour_max`].
 //! * **I5 A failed write is an input.** The proven key stays in use, the report says `storage`, the write is repeated.
 //! * **I6 Level-triggered.** The same document again changes nothing.
 //! * **I7 Rest.** Once the world is healthy, the machine comes to rest on the newest accepted key within a bounded

@@ -41,6 +41,10 @@ pub enum Reason {
     UnsealedForbidden,
     /// The key was not sealed for this device, slot and rotation.
     CannotUnseal,
+    /// The offer was not made by somebody who knows a key of this device.
+    Unauthenticated,
+    /// More offers came than are taken up in this time.
+    TooManyOffers,
 }
 
 /// The reported document, by names.
@@ -82,6 +86,9 @@ impl State {
     fn progress(&self) -> (Option<RotationId>, Status, Option<Reason>) {
         if let Some(invalid) = self.invalid {
             return (invalid.rotation, Status::Invalid, Some(invalid.reason));
+        }
+        if let Some(waiting) = self.waiting {
+            return (Some(waiting.rotation), Status::Waiting, Some(Reason::TooManyOffers));
         }
         let has_disk_failed = match self.disk {
             Disk::Idle => false,

@@ -54,7 +54,7 @@ impl<T> PerSlot<T> {
 /// The name of a key: its public fingerprint. Equal keys have equal names, so the machine sees that an offered
 /// key is one that is held, and names mean the same after a restart.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyName(pub [u8; 8]);
+pub struct KeyName(pub [u8; 16]);
 
 impl fmt::Debug for KeyName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -166,6 +166,9 @@ pub struct Ring {
     pub brought: Option<Brought>,
     /// The newest rotation.
     pub rotation: Option<Rotation>,
+    /// Offers that were taken up and that count against [`Policy::offers_max`](crate::Policy::offers_max). Only durable
+    /// with the next write of something else: after a restart it may be too high, and is never too low.
+    pub offers_spent: u8,
 }
 
 /// The most keys that a ring names: two slots with a held key and a candidate each, the retired one and the brought one.
@@ -186,7 +189,7 @@ impl Ring {
             KeySlot::Primary => PerSlot { primary: first, secondary: second },
             KeySlot::Secondary => PerSlot { primary: second, secondary: first },
         };
-        Self { sequence: 0, active, slots, retired: None, brought: None, rotation: None }
+        Self { sequence: 0, active, slots, retired: None, brought: None, rotation: None, offers_spent: 0 }
     }
 
     /// The key that is tried first; `None` only in a ring that no machine has made.
@@ -240,9 +243,10 @@ impl Ring {
             .find(|slot| self.slots.of(*slot).candidate.is_some_and(|c| c.standing == Standing::Trying))
     }
 
-    /// Whether both rings say the same, whatever their sequence numbers.
+    /// Whether both rings say the same, whatever their sequence numbers and however many offers count against the budget: the
+    /// passing of time alone is no reason to write.
     pub fn says_the_same_as(&self, other: &Self) -> bool {
-        Self { sequence: 0, ..*self } == Self { sequence: 0, ..*other }
+        Self { sequence: 0, offers_spent: 0, ..*self } == Self { sequence: 0, offers_spent: 0, ..*other }
     }
 
     /// A person has brought `key`; one that the ring has already is tried anyway.
@@ -264,6 +268,13 @@ impl Ring {
         let held_in = [self.active, self.active.other()]
             .into_iter()
             .find(|slot| self.slots.of(*slot).held.is_some_and(|held| held.key == key));
+        if KeySlot::ALL.into_iter().any(|slot| {
+            let place = self.slots.of(slot);
+            place.candidate.is_some_and(|candidate| candidate.key == key) && held_in.is_none()
+        }) {
+            // Who made this offer can have keys made that the hub accepts, so it was no false one.
+            self.offers_spent = self.offers_spent.saturating_sub(1);
+        }
         // The newest document knows best where a key belongs, an old one least.
         if let Some(slot) = offered_in(Standing::Trying).or(held_in).or(offered_in(Standing::Spare)) {
             let place = self.slots.of_mut(slot);

@@ -1,6 +1,6 @@
 //! What the machine knows, what it is told, and what it asks for.
 
-use crate::offer::{Desired, Invalid};
+use crate::offer::{Desired, Invalid, Offer};
 use crate::report::Report;
 use crate::ring::{Brought, KEYS_MAX, KeyName, Ring, UnixSecs};
 
@@ -32,8 +32,12 @@ pub struct State {
     /// A document that arrived while an attempt was under way; it waits, so that the key which that attempt may
     /// prove can't leave the ring in the meantime (I1).
     pub deferred: Option<Desired>,
+    /// An offer that is more than the budget allows now. The newest one waits, until [`Timer::Offers`] makes room.
+    pub waiting: Option<Offer>,
     /// A key that a person brought while the one brought before was being tried; it waits like a document.
     pub deferred_key: Option<Brought>,
+    /// Whether [`Timer::Offers`] is armed: while any offer counts against the budget.
+    pub is_earning: bool,
     /// The document that stands now is no offer.
     pub invalid: Option<Invalid>,
     /// What held the last attempt up.
@@ -201,14 +205,16 @@ pub enum Timer {
     Settled,
     /// The token is due for renewal.
     Renewal,
+    /// One offer more may be taken up.
+    Offers,
 }
 
 impl Timer {
     /// How many timers there are.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 7;
     /// All timers.
     pub const ALL: [Self; Self::COUNT] =
-        [Self::Retry, Self::Trial, Self::Window, Self::Store, Self::Settled, Self::Renewal];
+        [Self::Retry, Self::Trial, Self::Window, Self::Store, Self::Settled, Self::Renewal, Self::Offers];
 }
 
 /// What the machine asks for. The parts are independent: they may be performed in any order, or at once.
@@ -272,6 +278,8 @@ impl State {
             pacing: Pacing { is_waiting: false, failures: 0, cursor: 0, unanswered: 0 },
             trial: Trial::NEW,
             deferred: None,
+            waiting: None,
+            is_earning: false,
             deferred_key: None,
             invalid: None,
             trouble: None,

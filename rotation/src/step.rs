@@ -16,7 +16,7 @@ pub fn step(policy: &Policy, mut state: State, input: Input, chance: u16) -> (St
     let mut effects = Effects::default();
     let pace = Pace { policy, chance };
     absorb(&mut state, input, &pace, &mut effects);
-    ask(&mut state, &mut effects);
+    ask(&mut state, &pace, &mut effects);
     (state, effects)
 }
 
@@ -68,7 +68,7 @@ fn absorb(state: &mut State, input: Input, pace: &Pace<'_>, effects: &mut Effect
             if state.attempt.is_some() {
                 state.deferred = Some(desired);
             } else {
-                take_up(state, desired);
+                take_up(state, desired, pace);
             }
         }
         Input::Brought(brought) => {
@@ -90,8 +90,9 @@ fn absorb(state: &mut State, input: Input, pace: &Pace<'_>, effects: &mut Effect
                     Outcome::Unknown(trouble) => unknown(state, attempt.purpose, trouble, pace, effects),
                 }
                 if let Some(desired) = state.deferred.take() {
-                    take_up(state, desired);
+                    take_up(state, desired, pace);
                 }
+                take_up_waiting(state, pace);
                 if let Some(brought) = state.deferred_key.take() {
                     state.ring.bring(brought);
                 }
@@ -102,8 +103,9 @@ fn absorb(state: &mut State, input: Input, pace: &Pace<'_>, effects: &mut Effect
     }
 }
 
-fn take_up(state: &mut State, desired: Desired) {
+fn take_up(state: &mut State, desired: Desired, pace: &Pace<'_>) {
     state.invalid = None;
+    state.waiting = None;
     match desired {
         // Withdrawing an offer does not withdraw a key: the hub may know it already. Its trial goes on.
         Desired::Nothing => {}
@@ -114,11 +116,23 @@ fn take_up(state: &mut State, desired: Desired) {
                 .rotation
                 .is_some_and(|known| known.id == offer.rotation && known.offered == offer.keys);
             if !is_known {
-                state.ring.take_up(offer);
-                state.trial = Trial::NEW;
-                state.trouble = None;
+                state.waiting = Some(offer);
+                take_up_waiting(state, pace);
             }
         }
+    }
+}
+
+/// Takes up the offer that waits, if the budget allows it (I4). Not while an attempt is under way (I1).
+fn take_up_waiting(state: &mut State, pace: &Pace<'_>) {
+    if state.attempt.is_some() || state.ring.offers_spent >= pace.policy.offers_max {
+        return;
+    }
+    if let Some(offer) = state.waiting.take() {
+        state.ring.offers_spent += 1;
+        state.ring.take_up(offer);
+        state.trial = Trial::NEW;
+        state.trouble = None;
     }
 }
 
@@ -295,6 +309,12 @@ fn fired(state: &mut State, timer: Timer, pace: &Pace<'_>, effects: &mut Effects
             }
         }
         Timer::Renewal => state.is_renewal_due = state.live.is_some(),
+        Timer::Offers => {
+            if core::mem::take(&mut state.is_earning) {
+                state.ring.offers_spent = state.ring.offers_spent.saturating_sub(1);
+                take_up_waiting(state, pace);
+            }
+        }
     }
 }
 
@@ -337,14 +357,21 @@ fn usable_keys(state: &State) -> impl Iterator<Item = KeyName> {
 }
 
 /// Asks for what the state lacks: a write, an attempt, a report.
-fn ask(state: &mut State, effects: &mut Effects) {
+fn ask(state: &mut State, pace: &Pace<'_>, effects: &mut Effects) {
     let is_stale = state.is_unsettled || !state.ring.says_the_same_as(&state.durable);
     if state.disk == Disk::Idle && is_stale {
         write(state, 0, effects);
     }
     if state.attempt.is_none() {
-        state.attempt = next_attempt(state);
+        state.attempt = next_attempt(state, pace.policy);
         effects.connect = state.attempt.map(|attempt| attempt.key);
+    }
+    // A ring that was read at the start may owe something, too.
+    if state.ring.offers_spent == 0 {
+        state.is_earning = false;
+    } else if !state.is_earning {
+        state.is_earning = true;
+        effects.arm(Timer::Offers, pace.policy.offer_interval_ms);
     }
     let report = state.report();
     if state.reported != Some(report) {
@@ -361,14 +388,26 @@ fn write(state: &mut State, failures: u8, effects: &mut Effects) {
     effects.store = Some(state.ring);
 }
 
-fn next_attempt(state: &State) -> Option<Attempt> {
+fn next_attempt(state: &State, policy: &Policy) -> Option<Attempt> {
     if state.live.is_none() || state.is_renewal_due {
         if state.pacing.is_waiting {
             return None;
         }
+        if policy.is_single_connection && state.live.is_some() {
+            // The connection ends in any case. If the candidate is refused, the key in use is next.
+            if let Some(attempt) = next_trial(state).filter(|attempt| attempt.purpose == Purpose::Trial) {
+                return Some(attempt);
+            }
+        }
         let key = usable_keys(state).nth(state.pacing.cursor.into()).or_else(|| usable_keys(state).next())?;
         return Some(Attempt { key, purpose: Purpose::Connect });
     }
+    // The last attempt has to follow its control at once (I3).
+    if policy.is_single_connection && state.trial.phase != Phase::Last { None } else { next_trial(state) }
+}
+
+/// What the trial of the candidate needs next, beside the connection that stands.
+fn next_trial(state: &State) -> Option<Attempt> {
     let candidate = candidate_on_trial(&state.ring).filter(|key| state.is_surely_stored(*key))?;
     match state.trial.phase {
         _ if state.trial.is_waiting => None,

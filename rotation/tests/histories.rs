@@ -54,7 +54,7 @@ enum Answer {
 }
 
 fn keys() -> impl Strategy<Value = KeyName> {
-    prop::sample::select(KEYS.to_vec()).prop_map(|byte| KeyName([byte; 8]))
+    prop::sample::select(KEYS.to_vec()).prop_map(|byte| KeyName([byte; 16]))
 }
 
 fn troubles() -> impl Strategy<Value = Trouble> {
@@ -150,14 +150,15 @@ fn rings() -> impl Strategy<Value = Ring> {
     );
     let sequence = prop_oneof![0..100_u64, Just(u64::MAX)];
     let brought = prop::option::of((slot(), keys()).prop_map(|(slot, key)| Brought { slot, key }));
-    (sequence, slot(), place(), place(), retired, brought, prop::option::of(rotation)).prop_map(
-        |(sequence, active, primary, secondary, retired, brought, rotation)| Ring {
+    (sequence, slot(), place(), place(), retired, brought, prop::option::of(rotation), any::<u8>()).prop_map(
+        |(sequence, active, primary, secondary, retired, brought, rotation, offers_spent)| Ring {
             sequence,
             active,
             slots: PerSlot { primary, secondary },
             retired,
             brought,
             rotation,
+            offers_spent,
         },
     )
 }
@@ -173,7 +174,7 @@ struct History {
 impl History {
     fn new(policy: Policy) -> Result<Self, String> {
         let world = World::new(two_keys(), &policy, false)?;
-        let registry = slots(Some(KeyName([KEYS[0]; 8])), Some(KeyName([KEYS[1]; 8])));
+        let registry = slots(Some(KeyName([KEYS[0]; 16])), Some(KeyName([KEYS[1]; 16])));
         let act = Act { registry, document: Desired::Nothing };
         Ok(Self { world, act, images: VecDeque::from([two_keys()]), policy })
     }
@@ -312,11 +313,15 @@ proptest! {
             settled_after_ms: fallback,
             renew_after_ms: renew,
             unanswered_max: keys.to_le_bytes()[0],
+            offers_max: keys.to_le_bytes()[1],
+            offer_interval_ms: trial_min,
+            is_single_connection: keys.to_le_bytes()[2] % 2 == 0,
         };
         let mut state = State::new(two_keys());
         for (input, chance) in inputs {
             state = step(&policy, state, input, chance).0;
         }
         prop_assert!(policy.attempts_per_hour_max(keys) >= keys.min(1));
+        prop_assert!(policy.trials_per_hour_max() >= policy.offers_per_hour_max());
     }
 }

@@ -670,7 +670,7 @@ fn dead_keys_in_every_place_are_tried_at_the_documented_pace() {
     // Held, held, offered, offered, brought; the retired place is filled by the commit.
     table.operate(A, C, offer(1, None, Some(C)));
     table.operate(A, C, offer(2, Some(D), Some(E)));
-    table.tell(Input::Brought(Brought { slot: KeySlot::Primary, key: KeyName([6; 8]) }));
+    table.tell(Input::Brought(Brought { slot: KeySlot::Primary, key: KeyName([6; 16]) }));
     table.run(SECOND);
     let keys = table.state().ring.keys_in_order().into_iter().flatten().count() as u64;
     assert_eq!(keys, 6);
@@ -681,4 +681,139 @@ fn dead_keys_in_every_place_are_tried_at_the_documented_pace() {
     println!("{busiest} attempts in the busiest hour, {bound} allowed");
     assert!(busiest <= bound, "{busiest} attempts in an hour, {bound} allowed");
     assert_eq!(bound, 204);
+}
+
+/// A key that no hub knows.
+fn false_key(number: u64) -> KeyName {
+    let mut name = [0x0f; 16];
+    name[8..].copy_from_slice(&number.to_be_bytes());
+    KeyName(name)
+}
+
+/// Somebody who may write the twin offers a new false key every few seconds, for hours, each under a rotation of its own.
+fn flood(table: &mut Timetable, ms: u64) {
+    let end_ms = table.now_ms + ms;
+    let mut number = 0;
+    while table.now_ms < end_ms {
+        number += 1;
+        let keys =
+            if number % 2 == 0 { (Some(false_key(number)), None) } else { (None, Some(false_key(number))) };
+        table.operate(A, B, offer(u128::from(number), keys.0, keys.1));
+        table.run(3 * SECOND);
+    }
+}
+
+#[test]
+fn false_offers_cost_a_bounded_number_of_attempts_and_writes_however_many_there_are() {
+    let mut table = gateway();
+    flood(&mut table, 3 * HOUR);
+    let policy = Policy::DEFAULT;
+    for number in [1_000_001, 1_000_002] {
+        table.operate(A, B, offer(number, Some(E), None));
+    }
+    assert_eq!(table.status(), (Status::Waiting, Some(Reason::TooManyOffers)));
+    assert_eq!(policy.offers_per_hour_max(), 14);
+    assert!(table.writes_in_busiest_hour() <= 2 * policy.offers_per_hour_max());
+    let trials = table.attempts.iter().filter(|(_, key)| ![A, B].contains(key)).count();
+    assert!(trials >= 14, "the flood must get through: {trials}");
+    assert!(table.attempts_in_busiest_hour() <= policy.trials_per_hour_max());
+    println!(
+        "busiest hour: {} attempts (at most {}), {} writes",
+        table.attempts_in_busiest_hour(),
+        policy.trials_per_hour_max(),
+        table.writes_in_busiest_hour()
+    );
+    assert!(!table.was_dark);
+
+    // When it ends, the operator's offer is taken up as soon as the budget allows one.
+    table.operate(A, C, offer(u128::MAX, None, Some(C)));
+    assert!(table.run_until(policy.offer_interval_ms, |table| table.is(Status::Committed)));
+    assert_eq!(table.world.live, Some(C));
+}
+
+#[test]
+fn restart_does_not_make_room_for_more_offers() {
+    let mut table = gateway();
+    flood(&mut table, MINUTE);
+    let taken_up = table.world.confirmed.rotation;
+    for _ in 0..10 {
+        table.restore(table.world.confirmed);
+        table.hub.document = offer(1_000, Some(E), None);
+        table.run(MINUTE / 2);
+        assert_eq!(table.world.confirmed.rotation, taken_up);
+        assert_eq!(table.status(), (Status::Waiting, Some(Reason::TooManyOffers)));
+    }
+}
+
+#[test]
+fn offers_whose_key_the_hub_accepts_do_not_count() {
+    let mut table = gateway();
+    let mut keys = (A, B);
+    for number in 0..100 {
+        let new = false_key(number);
+        let document = if number % 2 == 0 {
+            keys.1 = new;
+            offer(u128::from(number), None, Some(new))
+        } else {
+            keys.0 = new;
+            offer(u128::from(number), Some(new), None)
+        };
+        table.operate(keys.0, keys.1, document);
+        assert_eq!((table.status(), table.world.live), ((Status::Committed, None), Some(new)));
+        assert_eq!(table.state().ring.offers_spent, 0);
+    }
+    assert_eq!(table.now_ms, 0);
+}
+
+#[test]
+fn offers_of_keys_that_are_held_count_although_they_are_committed() {
+    let mut table = gateway();
+    let before = table.writes.len();
+    for number in 0..100 {
+        let (primary, secondary) = if number % 2 == 0 { (B, A) } else { (A, B) };
+        table.operate(A, B, offer(number, Some(primary), Some(secondary)));
+    }
+    assert_eq!(table.status(), (Status::Waiting, Some(Reason::TooManyOffers)));
+    assert_eq!(table.writes.len() - before, 8);
+}
+
+#[test]
+fn withdrawn_offer_does_not_wait_any_more() {
+    let mut table = gateway();
+    flood(&mut table, MINUTE);
+    table.operate(A, B, Desired::Nothing);
+    assert_ne!(table.status().1, Some(Reason::TooManyOffers));
+    table.run(LONG);
+    assert!(!table.state().ring.contains(false_key(20)));
+}
+
+/// A gateway whose every attempt ends the connection that stands.
+fn gateway_with_one_connection() -> Timetable {
+    Timetable::new(Policy { is_single_connection: true, ..Policy::DEFAULT }, two_keys(), A, B)
+}
+
+#[test]
+fn on_a_single_connection_a_candidate_waits_until_the_token_is_renewed() {
+    let mut table = gateway_with_one_connection();
+    table.operate(A, C, offer(1, None, Some(C)));
+    table.run(Policy::DEFAULT.renew_after_ms - MINUTE * 4);
+    assert_eq!((table.world.live, table.attempts.len()), (Some(A), 1));
+    assert!(table.is(Status::Trying) && !table.was_dark);
+    assert!(table.run_until(MINUTE * 5, |table| table.is(Status::Committed)));
+    assert_eq!((table.world.live, table.breaks.len()), (Some(C), 1));
+}
+
+#[test]
+fn on_a_single_connection_false_offers_break_it_at_renewals_and_once_more_each() {
+    let mut table = gateway_with_one_connection();
+    table.operate(A, B, offer(1, None, Some(D)));
+    assert!(table.run_until(24 * HOUR, |table| table.is(Status::Rejected)));
+    let renewals = table.now_ms / (Policy::DEFAULT.renew_after_ms * 15 / 16) + 1;
+    assert!(table.breaks.len() as u64 <= renewals + 1, "{:?}", table.breaks);
+    assert!(table.run_until(MINUTE, |table| table.world.live == Some(A)));
+
+    let mut table = gateway_with_one_connection();
+    flood(&mut table, 3 * HOUR);
+    let renewals = 3 * HOUR / (Policy::DEFAULT.renew_after_ms * 15 / 16) + 1;
+    assert!(table.breaks.len() as u64 <= 2 * renewals, "{:?}", table.breaks);
 }

@@ -86,7 +86,7 @@ struct Seen {
 
 fn watch(manner: Manner, outage_secs: u64, seed: u64) -> Seen {
     let back_ms = CUT_MS + outage_secs * 1_000;
-    let ring = Ring::provisioned(KeySlot::Primary, KeyName([1; 8]), None);
+    let ring = Ring::provisioned(KeySlot::Primary, KeyName([1; 16]), None);
     let mut chance = Chance(seed | 1);
     let mut world = World {
         manner,

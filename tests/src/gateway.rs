@@ -35,8 +35,8 @@ pub struct Settings {
     pub takeover: &'static str,
     /// `[rotation] propagation_window_secs`
     pub propagation_window_secs: u64,
-    /// `[rotation] allow_unsealed`
-    pub allow_unsealed: bool,
+    /// `[rotation] allow_unsealed` and `allow_unauthenticated`: offers that a person writes by hand.
+    pub takes_plain_offers: bool,
     /// `[token] lifetime_secs`
     pub token_lifetime_secs: u64,
     /// `[state] dir`; a directory of the gateway's if absent.
@@ -63,7 +63,7 @@ impl Settings {
             ca_file: ca_file.to_owned(),
             takeover: "make-before-break",
             propagation_window_secs: 2,
-            allow_unsealed: true,
+            takes_plain_offers: true,
             token_lifetime_secs: 3_600,
             state_dir: None,
             log_filter: "info",
@@ -107,7 +107,7 @@ impl Gateway {
             ca_file,
             takeover,
             propagation_window_secs,
-            allow_unsealed,
+            takes_plain_offers,
             token_lifetime_secs,
             state_dir: _,
             log_filter: _,
@@ -120,7 +120,8 @@ impl Gateway {
         let text = format!(
             "[hub]\nconnection_string_file = {connection_string:?}\nca_file = {ca_file:?}\nsystem_roots = false\n\
              port = {port}\nhttps_port = {https_port}\ntakeover = {takeover:?}\n\n[state]\ndir = {state:?}\n\n[local]\nsocket = {socket:?}\n\n\
-             [rotation]\npropagation_window_secs = {propagation_window_secs}\nallow_unsealed = {allow_unsealed}\n\n\
+             [rotation]\npropagation_window_secs = {propagation_window_secs}\nallow_unsealed = {takes_plain_offers}\n\
+             allow_unauthenticated = {takes_plain_offers}\n\n\
              [token]\nlifetime_secs = {token_lifetime_secs}\n"
         );
         fs::write(self.path("agent.toml"), text).unwrap();

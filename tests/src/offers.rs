@@ -1,9 +1,11 @@
-//! Offers as an operator would write them by hand: in plain form.
+//! Offers as a person would write them by hand: in plain form.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use twinkey_contract::RotationId;
+use twinkey_contract::offer::{Offer, OfferedKey};
+use twinkey_contract::{Identity, RotationId};
+use twinkey_sas::Key;
 
 /// A new rotation's name.
 pub fn rotation_id() -> String {
@@ -28,6 +30,19 @@ pub fn plain(rotation: &str, slot: &str, key: &str) -> Value {
     let (primary, secondary) =
         if slot == "primary" { (offered, Value::Null) } else { (Value::Null, offered) };
     json!({"keyRenewal": {"rotation": rotation, "primary": primary, "secondary": secondary}})
+}
+
+/// The same for the secondary slot, made by somebody who knows `vouching`, a key of the device `identity`.
+pub fn plain_and_authentic(rotation: &str, key: &str, vouching: &str, identity: &str) -> Value {
+    let mut offer = Offer {
+        rotation: rotation.parse().unwrap(),
+        primary: None,
+        secondary: Some(OfferedKey::Plain(Key::from_base64(key).unwrap())),
+        auth: None,
+    };
+    let identity: Identity = identity.parse().unwrap();
+    offer.authenticate(&Key::from_base64(vouching).unwrap(), &identity);
+    offer.to_patch()
 }
 
 /// The desired properties that take every offer away.

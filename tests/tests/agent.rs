@@ -135,7 +135,12 @@ async fn a_token_is_renewed_by_takeover_without_a_gap_and_without_losing_a_messa
 #[tokio::test(flavor = "multi_thread")]
 async fn break_before_make_rotates_on_a_single_connection() {
     let hub = TestHub::start().await;
-    let (gateway, _agent, _) = connected(&hub, |settings| settings.takeover = "break-before-make").await;
+    let (gateway, _agent, _) = connected(&hub, |settings| {
+        settings.takeover = "break-before-make";
+        // A candidate waits for the renewal of the token.
+        settings.token_lifetime_secs = 15;
+    })
+    .await;
     let rotation = offer_new_key(&hub, DEVICE, "secondary").await;
     hub.until_committed(DEVICE, &rotation).await;
     hub.until_connected(DEVICE, "secondary").await;

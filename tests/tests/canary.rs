@@ -306,11 +306,19 @@ async fn the_sealed_form_is_all_that_a_reader_of_the_twin_sees_while_an_offer_st
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_takes_sealed_offers_only_refuses_a_plain_one_and_keeps_it_to_itself() {
     let mut world = World::build().await;
-    let settings = Settings { allow_unsealed: false, log_filter: "trace", ..Settings::for_hub(&world.hub) };
+    let settings =
+        Settings { takes_plain_offers: false, log_filter: "trace", ..Settings::for_hub(&world.hub) };
     let gateway = Gateway::with(settings, &connection_string("localhost", DEVICE, &world.keys.primary));
     let _agent = gateway.start();
     let rotation = offers::rotation_id();
     world.hub.desire(DEVICE, offers::plain(&rotation, "secondary", &world.keys.secondary)).await;
+    let wish = |report: &_| is_about(report, &rotation);
+    let report = world.hub.until_report(DEVICE, "an answer to the offer", wish).await;
+    assert_eq!((report.status, report.reason), (Status::Invalid, Some(Reason::Unauthenticated)));
+    let rotation = offers::rotation_id();
+    let keys = &world.keys;
+    let offer = offers::plain_and_authentic(&rotation, &keys.secondary, &keys.primary, DEVICE);
+    world.hub.desire(DEVICE, offer).await;
     let wish = |report: &_| is_about(report, &rotation);
     let report = world.hub.until_report(DEVICE, "an answer to the offer", wish).await;
     assert_eq!((report.status, report.reason), (Status::Invalid, Some(Reason::UnsealedForbidden)));

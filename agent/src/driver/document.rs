@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use twinkey_contract::KeySlot;
-use twinkey_contract::report::{Reason, Report};
+use twinkey_contract::report::{Nonce, Reason, Report};
 use twinkey_rotation::{Input, Verdict};
 
 use super::Driver;
@@ -52,8 +52,8 @@ impl<F: Files + Send + 'static> Driver<F> {
         if let Some(stands) = &stands {
             self.compare_with(stands);
         }
-        let allow_unsealed = self.config.rotation.allow_unsealed;
-        let (desired, complaint) = twin::read_desired(document, &mut self.key_ring, allow_unsealed);
+        let (desired, complaint) =
+            twin::read_desired(document, &mut self.key_ring, &self.state.ring, &self.config.rotation);
         // Once per change: a bad offer stands until somebody takes it away.
         if let Some(what) = complaint.as_ref().filter(|_| self.counters.complaint != complaint) {
             tracing::warn!(error = what, "the offer in the twin can't be used; the keys stay as they are");
@@ -102,13 +102,18 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 
     pub(super) fn answer_method(&mut self, name: &str, request: &str, payload: &[u8]) {
-        let action = serde_json::from_slice::<Value>(payload).ok();
-        let action = action.as_ref().and_then(|payload| payload.get("action")).and_then(Value::as_str);
+        let payload = serde_json::from_slice::<Value>(payload).unwrap_or_default();
+        let field = |name| payload.get(name).filter(|value| !value.is_null());
+        let action = field("action").and_then(Value::as_str);
+        let nonce = field("nonce").map(|nonce| nonce.as_str().and_then(Nonce::parse));
         let (status, body) = match (name, action) {
-            (METHOD, Some("status")) => (200, self.report_document()),
+            (METHOD, _) if nonce == Some(None) => {
+                (400, json!({"error": "`nonce` must be 16 to 64 letters, digits, `-` or `_`"}))
+            }
+            (METHOD, Some("status")) => (200, self.answer_to(nonce.flatten())),
             (METHOD, Some("retry")) => {
                 self.feed(Input::Retry);
-                (200, self.report_document())
+                (200, self.answer_to(nonce.flatten()))
             }
             (METHOD, _) => (
                 400,
@@ -121,6 +126,18 @@ impl<F: Files + Send + 'static> Driver<F> {
         if let Err(error) = live.session.answer_method(status, request, &body, now) {
             self.lost(&error.into());
         }
+    }
+
+    /// The report, and with a nonce the proof that it is the present one.
+    fn answer_to(&self, nonce: Option<Nonce>) -> Value {
+        let mut document = self.report_document();
+        if let (Some(nonce), Some(report), Value::Object(fields)) = (nonce, &self.report, &mut document) {
+            let answer = twin::active_key(report, &self.key_ring)
+                .map(|key| report.answer(&nonce, key, &self.key_ring.registration.identity));
+            fields.insert("nonce".to_owned(), nonce.as_str().into());
+            fields.insert("freshProof".to_owned(), json!(answer));
+        }
+        document
     }
 
     pub(super) fn report_document(&self) -> Value {

@@ -16,8 +16,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use twinkey_contract::Identity;
 use twinkey_contract::sealing::SealingKey;
+use twinkey_contract::{Fingerprint, Identity};
 use twinkey_rotation::{
     Brought, Candidate, Held, KeyName, KeySlot, PerSlot, Place, Retired, Ring, Rotation, RotationId,
     Standing, UnixSecs, Verdict,
@@ -215,6 +215,14 @@ struct RingText {
     brought: Option<PlacedText>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     rotation: Option<RotationText>,
+    /// Offers that count against the budget of the next hours.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    offers_spent: u8,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u8) -> bool {
+    *count == 0
 }
 
 #[derive(Serialize, Deserialize)]
@@ -293,6 +301,7 @@ impl From<&Ring> for RingText {
                     Verdict::Rejected => VerdictText::Rejected,
                 }),
             }),
+            offers_spent: ring.offers_spent,
         }
     }
 }
@@ -333,6 +342,7 @@ impl TryFrom<&RingText> for Ring {
             retired,
             brought,
             rotation,
+            offers_spent: text.offers_spent,
         })
     }
 }
@@ -395,11 +405,9 @@ impl From<SlotText> for KeySlot {
 }
 
 fn key_name(text: &str) -> Result<KeyName, DamagedKeyRing> {
-    let is_whole = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    match u64::from_str_radix(text, 16) {
-        Ok(number) if is_whole => Ok(KeyName(number.to_be_bytes())),
-        Ok(_) | Err(_) => Err(DamagedKeyRing::Content("a key's name is not 16 hexadecimal digits")),
-    }
+    let fingerprint: Fingerprint =
+        text.parse().map_err(|_| DamagedKeyRing::Content("a key's name is not 32 hexadecimal digits"))?;
+    Ok(KeyName(fingerprint.0))
 }
 
 fn checksum(format: u32, json: &[u8]) -> String {

@@ -14,8 +14,11 @@ use super::world::World;
 use crate::cli::{KeySource, KeyType};
 use crate::failure::Failure;
 use crate::hub::KeyPair;
-use crate::renew::device::{Ending, Event, Job, Stop, Trace, erase, put_offer, renew};
+use crate::renew::belief::Trust;
+use crate::renew::device::{Ending, Event, Job, Stop, Trace, erase, renew};
 use crate::renew::new_key;
+use crate::renew::offering::put_offer;
+use crate::renew::plan::Form;
 
 /// Longest wait for a device's proof.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);
@@ -121,6 +124,8 @@ impl Teller<'_> {
             timeout: PROOF_TIMEOUT,
             is_continued: false,
             mark: None,
+            trust: Trust::default(),
+            is_challenged: false,
         };
         let mut trace = Trace::default();
         let narrator = self.narrator;
@@ -131,8 +136,8 @@ impl Teller<'_> {
         let ending = renew(&self.world.renewer, &job, &watch, &mut trace).await.map_err(explain)?;
         let moves = moves(&trace);
         match ending {
-            Ending::Renewed if moves.is_empty() => {
-                narrator.say("the registry's key is sealed, offered, proved; the offer is erased")
+            Ending::Delivered => {
+                narrator.say("the registry's key is sealed, offered, proved; the offer is erased");
             }
             Ending::Renewed => narrator
                 .say(&format!("{moves}: made by the hub, sealed, offered, proved; the offer is erased")),
@@ -153,8 +158,14 @@ impl Teller<'_> {
         let from_ms = self.now_ms().await?;
         let (report, slot) = self.unused_slot().await?;
         let key = new_key()?;
+        // The agent would not even look at an offer that was made by somebody who knows no key of the device.
+        let keys = world.hub.device(&world.identity).await?.keys();
+        let keys = keys.ok_or_else(|| Failure::failed("the device has no keys"))?;
+        let form = report.seal_to.map_or(Form::Plain, Form::Sealed);
         let rotation =
-            put_offer(&world.hub, &world.identity, &[(slot, &key)], report.seal_to).await.map_err(explain)?;
+            put_offer(&world.hub, &world.identity, &[(slot, &key)], form, keys.of(slot.other()), None)
+                .await
+                .map_err(explain)?;
         let is_over =
             |report: &Report| report.rotation == Some(rotation) && report.status == Status::Rejected;
         let rejected = world.until_report("the agent's rejection of the key", is_over).await?;
@@ -292,7 +303,7 @@ impl Teller<'_> {
 /// Which fingerprints changed, slot by slot.
 fn moves(trace: &Trace) -> String {
     let (Some(before), Some(after)) = (&trace.before, &trace.after) else { return String::new() };
-    let print = |keys: &KeyPair, slot| keys.fingerprint(slot).to_string();
+    let print = |keys: &KeyPair, slot| keys.fingerprint(slot).short();
     let changed = KeySlot::ALL.into_iter().filter(|slot| print(before, *slot) != print(after, *slot));
     let moves = changed.map(|slot| format!("{slot} {} → {}", print(before, slot), print(after, slot)));
     moves.collect::<Vec<_>>().join(", ")

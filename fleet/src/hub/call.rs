@@ -139,6 +139,10 @@ pub(super) fn twin_path(identity: &Identity) -> String {
     path_of("twins", identity)
 }
 
+pub(super) fn method_path(identity: &Identity) -> String {
+    twin_path(identity).replacen('?', "/methods?", 1)
+}
+
 fn path_of(kind: &str, identity: &Identity) -> String {
     let device = utf8_percent_encode(&identity.device_id, ID_ENCODING);
     match &identity.module_id {

@@ -14,8 +14,8 @@ pub(crate) enum Category {
     TwinReads,
     TwinUpdates,
     Queries,
-    /// Jobs: create, read, list, cancel.
-    Jobs,
+    /// Direct methods.
+    Methods,
 }
 
 /// A hub's tier, which sets the limits of each unit.
@@ -50,7 +50,7 @@ pub(crate) enum Limits {
 
 impl Category {
     pub(crate) const ALL: [Self; 5] =
-        [Self::Registry, Self::TwinReads, Self::TwinUpdates, Self::Queries, Self::Jobs];
+        [Self::Registry, Self::TwinReads, Self::TwinUpdates, Self::Queries, Self::Methods];
 
     /// As in `/$emulator/throttles` and reports.
     pub(crate) fn name(self) -> &'static str {
@@ -59,7 +59,7 @@ impl Category {
             Self::TwinReads => "twinReads",
             Self::TwinUpdates => "twinUpdates",
             Self::Queries => "queries",
-            Self::Jobs => "jobs",
+            Self::Methods => "methods",
         }
     }
 
@@ -75,7 +75,7 @@ impl Category {
         match self {
             Self::Registry | Self::TwinReads => 24,
             Self::TwinUpdates => 10,
-            Self::Queries | Self::Jobs => 3,
+            Self::Queries | Self::Methods => 3,
         }
     }
 }
@@ -96,8 +96,8 @@ impl Limits {
         let Self::Tier(tier, units) = self else { return None };
         let units = f64::from(units);
         Some(match (category, tier) {
-            (Category::Registry | Category::Jobs, Tier::S1 | Tier::S2) => units * 100.0 / 60.0,
-            (Category::Registry | Category::Jobs, Tier::S3) => units * 5000.0 / 60.0,
+            (Category::Registry, Tier::S1 | Tier::S2) => units * 100.0 / 60.0,
+            (Category::Registry, Tier::S3) => units * 5000.0 / 60.0,
             (Category::Queries, Tier::S1 | Tier::S2) => units * 20.0 / 60.0,
             (Category::Queries, Tier::S3) => units * 1000.0 / 60.0,
             // Those of S1 are the hub's, however many units it has.
@@ -107,6 +107,10 @@ impl Limits {
             (Category::TwinUpdates, Tier::S1) => 50.0,
             (Category::TwinUpdates, Tier::S2) => (units * 5.0).max(50.0),
             (Category::TwinUpdates, Tier::S3) => units * 250.0,
+            // 160 KB, 480 KB and 24 MB a second, metered in steps of 4 KB.
+            (Category::Methods, Tier::S1) => units * 40.0,
+            (Category::Methods, Tier::S2) => units * 120.0,
+            (Category::Methods, Tier::S3) => units * 6000.0,
         })
     }
 }
@@ -123,11 +127,11 @@ mod tests {
             })
         };
         let some = |numbers: [f64; 5]| numbers.map(Some);
-        assert_eq!(per_minute(Tier::S1, 1), some([100.0, 6000.0, 3000.0, 20.0, 100.0]));
-        assert_eq!(per_minute(Tier::S1, 9), some([900.0, 6000.0, 3000.0, 180.0, 900.0]));
-        assert_eq!(per_minute(Tier::S2, 2), some([200.0, 6000.0, 3000.0, 40.0, 200.0]));
-        assert_eq!(per_minute(Tier::S2, 20), some([2000.0, 12_000.0, 6000.0, 400.0, 2000.0]));
-        assert_eq!(per_minute(Tier::S3, 2), some([10_000.0, 60_000.0, 30_000.0, 2000.0, 10_000.0]));
+        assert_eq!(per_minute(Tier::S1, 1), some([100.0, 6000.0, 3000.0, 20.0, 2400.0]));
+        assert_eq!(per_minute(Tier::S1, 9), some([900.0, 6000.0, 3000.0, 180.0, 21_600.0]));
+        assert_eq!(per_minute(Tier::S2, 2), some([200.0, 6000.0, 3000.0, 40.0, 14_400.0]));
+        assert_eq!(per_minute(Tier::S2, 20), some([2000.0, 12_000.0, 6000.0, 400.0, 144_000.0]));
+        assert_eq!(per_minute(Tier::S3, 2), some([10_000.0, 60_000.0, 30_000.0, 2000.0, 720_000.0]));
         assert_eq!(per_minute(Tier::S1, 0), per_minute(Tier::S1, 1));
         assert_eq!(Category::ALL.map(|category| Limits::unlimited().per_sec(category)), [None; 5]);
     }

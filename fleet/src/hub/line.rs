@@ -142,7 +142,7 @@ pub(super) struct Lines {
     twin_reads: Line,
     twin_updates: Line,
     queries: Line,
-    jobs: Line,
+    methods: Line,
 }
 
 impl Lines {
@@ -153,7 +153,7 @@ impl Lines {
             twin_reads: line(Category::TwinReads),
             twin_updates: line(Category::TwinUpdates),
             queries: line(Category::Queries),
-            jobs: line(Category::Jobs),
+            methods: line(Category::Methods),
         }
     }
 
@@ -163,7 +163,7 @@ impl Lines {
             Category::TwinReads => &self.twin_reads,
             Category::TwinUpdates => &self.twin_updates,
             Category::Queries => &self.queries,
-            Category::Jobs => &self.jobs,
+            Category::Methods => &self.methods,
         }
     }
 }

@@ -108,7 +108,7 @@ async fn a_turn_that_is_not_used_goes_back() {
 #[tokio::test(start_paused = true)]
 async fn a_call_that_is_dropped_under_way_frees_its_place() {
     let lines = Lines::new(Limits::unlimited());
-    let line = lines.of(Category::Jobs);
+    let line = lines.of(Category::Methods);
     for _ in 0..100 {
         drop(line.turn(1, Place::Back).await.unwrap().send());
     }

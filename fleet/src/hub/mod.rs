@@ -42,12 +42,13 @@ use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
 use crate::clock::unix_now_secs;
 use crate::failure::Failure;
 
-use call::{Call, ID_ENCODING, Repeat, identity_path, outcome, pause_before_retry, twin_path};
+use call::{Call, ID_ENCODING, Repeat, identity_path, method_path, outcome, pause_before_retry, twin_path};
 use circuit::Circuit;
 pub(crate) use error::HubError;
 pub(crate) use limits::{Category, Limits, Tier};
 pub(crate) use line::Usage;
 use line::{Closed, Flight, Lines, Outcome};
+use registry::MethodAnswer;
 pub(crate) use registry::{Device, KeyPair, Page, Regenerated, RegistryKey, Twin};
 use transport::ANSWER_TIMEOUT_SECS;
 pub(crate) use transport::{Answer, CaFile, Transport, describe};
@@ -63,6 +64,10 @@ const REGENERATE_MAX: usize = 100;
 /// What each identity in it counts to the registry's limit. That is not documented; its author wrote that it "still counts as
 /// crud", so the careful guess is that it is as dear as one identity replaced.
 const REGENERATE_COST: usize = 1;
+/// How long a device's answer to a direct method is waited for, in seconds, and that it connects first: a device on a slow link
+/// needs some.
+const METHOD_ANSWER_SECS: u64 = 20;
+const METHOD_CONNECT_SECS: u64 = 5;
 /// Most twins on one page of a query (IoT Hub query language, paging).
 const QUERY_PAGE_LEN: u16 = 100;
 /// Time in which the registry has to get to every device that is under way: well within a lease.
@@ -280,18 +285,30 @@ impl Hub {
         Err(HubError::Endless { pages: QUERY_PAGES_MAX })
     }
 
-    pub(crate) async fn twin(&self, identity: &Identity) -> Result<Twin, HubError> {
-        self.json(Call::get(Category::TwinReads, twin_path(identity))).await
-    }
-
-    /// Merges `desired` into the desired properties, if the twin still has `etag` where one is given.
-    pub(crate) async fn patch_desired(
+    /// Calls a direct method of the device or module: what it answers, or `None` if nobody answers with success.
+    pub(crate) async fn call_method(
         &self,
         identity: &Identity,
-        desired: &Value,
-        etag: Option<&str>,
-    ) -> Result<Twin, HubError> {
-        self.patch_twin(identity, &json!({"properties": {"desired": desired}}), etag).await
+        name: &str,
+        payload: &Value,
+    ) -> Result<Option<Value>, HubError> {
+        let body = json!({
+            "methodName": name,
+            "payload": payload,
+            "responseTimeoutInSeconds": METHOD_ANSWER_SECS,
+            "connectTimeoutInSeconds": METHOD_CONNECT_SECS,
+        });
+        let call = Call::new(Category::Methods, Method::POST, method_path(identity), Repeat::WithCare);
+        match self.json::<MethodAnswer>(call.body(&body)?).await {
+            Ok(answer) => Ok((answer.status == 200).then_some(answer.payload)),
+            // Not connected, or no answer in time (Microsoft, "Understand and invoke direct methods").
+            Err(error) if matches!(error.status(), Some(404 | 504)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) async fn twin(&self, identity: &Identity) -> Result<Twin, HubError> {
+        self.json(Call::get(Category::TwinReads, twin_path(identity))).await
     }
 
     /// Merges `patch` (`tags`, `properties.desired`) into the twin, if it still has `etag` where one is given.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 use twinkey_contract::offer::{Offer, OfferError};
 use twinkey_contract::report::Report;
+use twinkey_contract::tags::Seen;
 use twinkey_contract::{Fingerprint, Identity, KeySlot};
 use twinkey_sas::Key;
 
@@ -95,6 +96,14 @@ pub(crate) struct Page {
     pub(crate) items: Vec<Value>,
     /// Where the next page begins, if there is one.
     pub(crate) continuation: Option<String>,
+}
+
+/// What a device has answered to a direct method.
+#[derive(Debug, Deserialize)]
+pub(super) struct MethodAnswer {
+    pub(super) status: u16,
+    #[serde(default)]
+    pub(super) payload: Value,
 }
 
 /// What came of `/devices/keys/regenerate`.
@@ -263,6 +272,11 @@ impl Twin {
     /// The agent's section of the reported properties, where there is one.
     pub(crate) fn report(&self) -> Result<Option<Report>, String> {
         Report::read(&self.properties.reported)
+    }
+
+    /// What operators have believed of the device before.
+    pub(crate) fn seen(&self) -> Seen {
+        Seen::read(&self.tags)
     }
 
     /// The offer that stands in the desired properties.

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use tokio::time::{sleep, timeout};
-use twinkey_contract::offer::{Offer, OfferedKey};
+use twinkey_contract::offer::Offer;
 use twinkey_contract::report::{Reason, Report, Status};
-use twinkey_contract::sealing::{Binding, SealingPublicKey};
-use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId};
-use twinkey_sas::Key;
+use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId, tags};
 
+use super::belief::{Trust, proved_slot};
+use super::challenge;
 use super::change::{Changed, change_registry, lint, readable_keys};
 use super::lease;
-use super::plan::{self, Change, Facts, Plan, Refusal, Request, Slots, Standing};
+use super::offering::ToOffer;
+use super::plan::{self, Change, Facts, Plan, Refusal, Request, Standing};
 use super::proof::{self, Answered, Expected};
 use super::renewer::{Hold, Known, Renewer};
 use crate::cli::{KeySource, KeyType};
-use crate::clock::unix_now_millis;
 use crate::failure::Failure;
 use crate::hub::{Hub, HubError, KeyPair, Twin};
 
@@ -53,6 +53,10 @@ pub(crate) struct Job {
     pub(crate) is_continued: bool,
     /// The rollout that it belongs to, for the twin's tags.
     pub(crate) mark: Option<Mark>,
+    /// What a person has said of the device.
+    pub(crate) trust: Trust,
+    /// Whether the device has to answer a challenge before its keys change.
+    pub(crate) is_challenged: bool,
 }
 
 /// What a rollout leaves in a twin's tags, so that it can be followed there.
@@ -88,6 +92,8 @@ pub(crate) struct Trace {
 pub(crate) enum Ending {
     /// The device has proved that it lives on the new key.
     Renewed,
+    /// The device has proved that it lives on the registry's key, which it did not have. No key was made now.
+    Delivered,
     /// Device and registry agree on the swapped slots.
     Swapped,
     /// An earlier run's renewal was complete; its offer has been erased now.
@@ -183,7 +189,7 @@ async fn attempt(
 ) -> Result<Ending, Stop> {
     let (hub, identity) = (&*renewer.hub, &job.identity);
     let (mut conflicts, mut pauses) = (1, 1);
-    let Offering { mut known, slots, report } = *loop {
+    let Offering { mut known, offer, is_new } = *loop {
         let read = match known.take() {
             Some(known) => known,
             None => read(renewer, job, watch).await?,
@@ -203,17 +209,29 @@ async fn attempt(
             }
         }
     };
-    let rotation = make_offer(hub, job, slots, &known.keys, report.as_ref(), watch).await?;
+    let rotation = offer.put(hub, identity, &known.keys, watch).await?;
     trace.rotation = Some(rotation);
     // The earlier slot's offer is gone with this one's coming.
     hold.offer = None;
-    let expected = Expected { identity, keys: &known.keys, slots, active: requested_slot(job.key_type) };
+    let expected = Expected {
+        identity,
+        keys: &known.keys,
+        slots: offer.slots,
+        active: requested_slot(job.key_type),
+        seal_to: offer.seal_to(),
+    };
     match proof::wait(renewer, job, &expected, rotation, watch).await? {
         Answered::Proved(proved) => {
             trace.rotation = Some(proved.rotation);
             trace.lives_in = Some(proved.active);
             trace.after = Some(proved.keys.clone());
             hold.offer = Some(rotation);
+            // The new key made this proof, and only the holder of the public key could open it: so its sequence counts, whatever
+            // was reported before.
+            hold.believed = offer
+                .seal_to()
+                .map(|seal_to| tags::Believed { seal_to, sequence: proved.sequence })
+                .filter(|_| offer.remembers.is_some());
             (known.keys, known.twin, known.is_fresh) = (proved.keys, proved.twin, proved.is_fresh);
         }
         Answered::Rejected { twin, status, reason } => {
@@ -230,14 +248,18 @@ async fn attempt(
         clear(hub, identity, known.twin, *hold, &renewer.own, job.mark.as_ref()).await?;
         *hold = Hold::default();
     }
-    Ok(if job.key_type == KeyType::Swap { Ending::Swapped } else { Ending::Renewed })
+    Ok(match job.key_type {
+        KeyType::Swap => Ending::Swapped,
+        KeyType::Primary | KeyType::Secondary if !is_new => Ending::Delivered,
+        KeyType::Primary | KeyType::Secondary | KeyType::Both => Ending::Renewed,
+    })
 }
 
 /// The slot to renew first. What was read for this serves the renewal, if that follows at once.
 pub(super) async fn idle_slot(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<KeySlot, Stop> {
     let known = read(renewer, job, watch).await?;
     let report = known.twin.report().ok().flatten();
-    let slot = plan::idle_slot(&facts(job, &known, report.as_ref()));
+    let slot = plan::idle_slot(&facts(job, &known, report.as_ref()), job.trust);
     renewer.carry(known, Hold::default(), None);
     Ok(slot)
 }
@@ -262,12 +284,9 @@ pub(crate) async fn survey(
     let known = read_identity(renewer, identity, key_source).await?;
     let keys = known.keys.clone();
     let report = known.twin.report().ok().flatten();
-    let active = report.as_ref().and_then(|report| report.active);
-    // By fingerprint: an agent may have its key under the other slot's name.
-    let lives_on = active.and_then(|slot| report.as_ref()?.slot(slot)).map(|slot| slot.fingerprint);
-    let lives_in = KeySlot::ALL.into_iter().find(|slot| lives_on == Some(keys.fingerprint(*slot)));
+    let lives_in = report.and_then(|report| proved_slot(&report, &keys, identity).ok());
     renewer.carry(known, Hold::default(), None);
-    Ok((lives_in.or(active), keys))
+    Ok((lives_in, keys))
 }
 
 async fn read(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<Known, Stop> {
@@ -304,8 +323,9 @@ enum Prepared {
 /// What is to be offered.
 struct Offering {
     known: Known,
-    slots: Slots,
-    report: Option<Report>,
+    offer: ToOffer,
+    /// Whether the key was made for this renewal, now or by an earlier run of it.
+    is_new: bool,
 }
 
 /// Decides and changes the registry.
@@ -347,7 +367,16 @@ async fn prepare(
     } else if matches!(decision.plan, Plan::Renew { .. }) {
         lease::check(id, &known.twin, &renewer.own)?;
     }
-    let (change, slots) = match decision.plan {
+    let is_changing = |plan: &Plan| match plan {
+        Plan::Renew { change, .. } => *change != Change::Nothing,
+        Plan::Refuse(_) | Plan::Settle { .. } => false,
+    };
+    if (job.is_challenged || job.trust.trusts_report) && is_changing(&decision.plan) {
+        watch(Event::Step("challenging the device"));
+        challenge::ask(&renewer.hub, id, &known.keys, &mut known.twin.properties.reported).await?;
+        decision = decide(job, &known, watch);
+    }
+    let (change, slots, form, vouching, remembers) = match decision.plan {
         Plan::Refuse(refusal) => return Err(Stop::Refused(refusal)),
         Plan::Settle { rotation } => {
             trace.rotation = rotation.or(decision.report.as_ref().and_then(|report| report.rotation));
@@ -358,29 +387,33 @@ async fn prepare(
             *hold = Hold::default();
             return Ok(Prepared::Ended(Ending::Settled));
         }
-        Plan::Renew { change, offer, in_spite_of } => {
+        Plan::Renew { change, offer, form, vouching, remembers, in_spite_of } => {
             if let Some(danger) = in_spite_of {
                 watch(Event::Note(format!("forced, although {danger}")));
             }
-            (change, offer)
+            (change, offer, form, vouching, remembers)
         }
     };
     let lease = hold.lease.filter(|_| is_ordered(&decision.plan));
+    let vouching = known.keys.of(vouching).clone();
     match change_registry(renewer, &mut known, change, lease, watch).await? {
         Changed::Done => {}
         Changed::Stale { why, pause } => return Ok(Prepared::Stale { why, pause }),
     }
     trace.after = Some(known.keys.clone());
     let report = decision.report;
-    if slots != Slots::None {
-        return Ok(Prepared::Offering(Box::new(Offering { known, slots, report })));
+    if let Some(form) = form {
+        let is_new = change != Change::Nothing || job.replaces.is_some();
+        let offer = ToOffer { slots, form, vouching, remembers };
+        return Ok(Prepared::Offering(Box::new(Offering { known, offer, is_new })));
     }
     for slot in KeySlot::ALL {
         if let Err(flaw) = lint(id, slot, known.keys.of(slot)) {
             watch(Event::Note(flaw.what));
         }
     }
-    let left = if decision.is_taken {
+    let is_somebody_there = report.is_some() || job.is_plain;
+    let left = if is_somebody_there {
         let request = Request { delivers: true, ..decision.request };
         match plan::plan(&facts(job, &known, report.as_ref()), request) {
             Plan::Renew { change: Change::Nothing, .. } => Undelivered::NextRunDelivers,
@@ -396,8 +429,6 @@ struct Decision {
     plan: Plan,
     report: Option<Report>,
     request: Request,
-    /// Whether there is somebody to take an offer.
-    is_taken: bool,
 }
 
 fn decide(job: &Job, known: &Known, watch: Watch<'_>) -> Decision {
@@ -405,16 +436,16 @@ fn decide(job: &Job, known: &Known, watch: Watch<'_>) -> Decision {
         watch(Event::Note(format!("the agent's report can't be read: {why}")));
         None
     });
-    // Without an agent nobody would ever open what is offered, and a key would lie in the twin for good.
-    let is_taken = report.is_some() || job.is_plain;
     let request = Request {
         key_type: job.key_type,
         replaces: job.replaces,
         is_forced: job.is_forced,
-        delivers: job.delivers && is_taken,
+        delivers: job.delivers,
+        is_plain: job.is_plain,
+        trust: job.trust,
     };
     let plan = plan::plan(&facts(job, known, report.as_ref()), request);
-    Decision { plan, report, request, is_taken }
+    Decision { plan, report, request }
 }
 
 fn facts<'a>(job: &'a Job, known: &'a Known, report: Option<&'a Report>) -> Facts<'a> {
@@ -428,40 +459,14 @@ fn facts<'a>(job: &'a Job, known: &'a Known, report: Option<&'a Report>) -> Fact
         },
         keys: &known.keys,
         report,
+        seen: known.twin.seen(),
         standing: standing(&known.twin),
     }
 }
 
-/// Puts an offer into the twin: sealed for the agent, or plain if there is no other way or it is so ordered.
-pub(crate) async fn put_offer(
-    hub: &Hub,
-    identity: &Identity,
-    keys: &[(KeySlot, &Key)],
-    seal_to: Option<SealingPublicKey>,
-) -> Result<RotationId, Stop> {
-    let rotation = RotationId::generate(unix_now_millis()).map_err(|e| Failure::failed(e.to_string()))?;
-    let mut offer = Offer { rotation, primary: None, secondary: None };
-    for &(slot, key) in keys {
-        let offered = match seal_to {
-            Some(public) => OfferedKey::Sealed(
-                public
-                    .seal(&Binding { identity, slot, rotation }, key)
-                    .map_err(|e| Failure::failed(format!("seal the key for the agent: {e}")))?,
-            ),
-            None => OfferedKey::Plain(key.clone()),
-        };
-        match slot {
-            KeySlot::Primary => offer.primary = Some(offered),
-            KeySlot::Secondary => offer.secondary = Some(offered),
-        }
-    }
-    hub.patch_desired(identity, &offer.to_patch(), None).await?;
-    Ok(rotation)
-}
-
 /// Erases the offer of `rotation`, and no newer one: `twin` is where it was seen last.
 pub(crate) async fn erase(hub: &Hub, id: &Identity, rotation: RotationId, twin: Twin) -> Result<(), Failure> {
-    clear(hub, id, twin, Hold { lease: None, offer: Some(rotation) }, "", None).await
+    clear(hub, id, twin, Hold { offer: Some(rotation), ..Hold::default() }, "", None).await
 }
 
 /// Takes out of the twin what a run has in it, in one change under the twin's etag, and leaves a mark where one is wanted.
@@ -478,6 +483,9 @@ pub(super) async fn clear(
         let mut tags = Map::new();
         if (hold.lease.is_some() || erases) && lease::is_nobody_elses(&twin, own) {
             tags.insert("lease".to_owned(), Value::Null);
+        }
+        if let Some(believed) = hold.believed {
+            tags.extend(believed.to_tags());
         }
         if let Some(mark) = mark {
             tags.insert("rollout".to_owned(), mark.rollout.as_str().into());
@@ -527,33 +535,4 @@ pub(crate) fn standing(twin: &Twin) -> Option<Standing> {
         primary: offer.primary.is_some(),
         secondary: offer.secondary.is_some(),
     })
-}
-
-async fn make_offer(
-    hub: &Hub,
-    job: &Job,
-    slots: Slots,
-    keys: &KeyPair,
-    report: Option<&Report>,
-    watch: Watch<'_>,
-) -> Result<RotationId, Stop> {
-    let slots: &[KeySlot] = match slots {
-        Slots::None => &[],
-        Slots::One(KeySlot::Primary) => &[KeySlot::Primary],
-        Slots::One(KeySlot::Secondary) => &[KeySlot::Secondary],
-        Slots::Both => &KeySlot::ALL,
-    };
-    for slot in slots {
-        lint(&job.identity, *slot, keys.of(*slot))?;
-    }
-    let seal_to = report.and_then(|report| report.seal_to).filter(|_| !job.is_plain);
-    if seal_to.is_none() {
-        let why = if job.is_plain { "as --plain says" } else { "the agent reports no key to seal to" };
-        watch(Event::Note(format!(
-            "the offer is not sealed ({why}): who may read the twin can read the key until it is erased"
-        )));
-    }
-    watch(Event::Step("offering the key"));
-    let keys: Vec<_> = slots.iter().map(|slot| (*slot, keys.of(*slot))).collect();
-    put_offer(hub, &job.identity, &keys, seal_to).await
 }

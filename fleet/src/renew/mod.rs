@@ -1,15 +1,19 @@
 //! `device-identity renew-key` and `module-identity renew-key`: several identities side by side, and what became of each.
 
+pub(crate) mod belief;
+mod challenge;
 mod change;
 pub(crate) mod device;
 mod lease;
 mod looks;
 mod maker;
+pub(crate) mod offering;
 mod outcome;
 pub(crate) mod plan;
 mod preview;
 mod progress;
 mod proof;
+pub(crate) mod refusal;
 pub(crate) mod renewer;
 mod targets;
 
@@ -28,6 +32,7 @@ use crate::confirm::confirm;
 use crate::failure::{Exit, Failure};
 use crate::output::{self, Format};
 use crate::secrets;
+use belief::Trust;
 pub(crate) use change::new_key;
 use device::{Event, Job, Trace};
 use outcome::Outcome;
@@ -92,16 +97,21 @@ fn check(args: &RenewArgs, targets: &[Identity]) -> Result<(), Failure> {
     if args.etag.is_some() && targets.len() > 1 {
         return Err(Failure::usage("--etag belongs to one identity, but several are named"));
     }
-    let stranger = args
-        .force_dark
-        .iter()
-        .find(|forced| !targets.iter().any(|identity| identity.to_string() == **forced));
-    match stranger {
-        Some(stranger) => {
-            Err(Failure::usage(format!("--force-dark names {stranger}, which is not among those to renew")))
+    let flags = [
+        ("--force-dark", &args.force_dark),
+        ("--trust-report", &args.trust_report),
+        ("--incident", &args.incident),
+    ];
+    for (flag, named) in flags {
+        if let Some(stranger) =
+            named.iter().find(|named| !targets.iter().any(|identity| identity.to_string() == **named))
+        {
+            return Err(Failure::usage(format!(
+                "{flag} names {stranger}, which is not among those to renew"
+            )));
         }
-        None => Ok(()),
     }
+    Ok(())
 }
 
 fn question(choice: KeyChoice, targets: &[Identity]) -> String {
@@ -139,6 +149,11 @@ fn job(args: &RenewArgs, identity: &Identity, key_type: KeyType) -> Job {
         is_forced: args.force_dark.contains(&identity.to_string()),
         delivers: !args.no_deliver,
         is_plain: args.plain,
+        trust: Trust {
+            trusts_report: args.trust_report.contains(&identity.to_string()),
+            is_incident: args.incident.contains(&identity.to_string()),
+        },
+        is_challenged: args.challenge,
         etag: args.etag.clone(),
         timeout: args.timeout,
         is_continued: false,

@@ -8,6 +8,7 @@ use twinkey_contract::KeySlot;
 use twinkey_contract::report::Reason;
 
 use super::device::{Ending, Job, Stop, Trace, Undelivered};
+use super::refusal::Refusal;
 use crate::cli::KeyType;
 use crate::failure::{Exit, Failure};
 use crate::hub::KeyPair;
@@ -42,6 +43,7 @@ pub(super) struct Outcome {
 #[serde(rename_all = "lowercase")]
 pub(super) enum Word {
     Renewed,
+    Delivered,
     Swapped,
     Settled,
     Undelivered,
@@ -63,14 +65,40 @@ pub(super) struct Change {
 pub(super) fn of(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed: Duration) -> Outcome {
     let (outcome, reason, message) = match result {
         Ok(Ending::Renewed) => (Word::Renewed, None, None),
+        Ok(Ending::Delivered) => (
+            Word::Delivered,
+            None,
+            Some(
+                "no key was made: the registry had one that the device did not have, which was handed over"
+                    .to_owned(),
+            ),
+        ),
         Ok(Ending::Swapped) => (Word::Swapped, None, None),
         Ok(Ending::Settled) => {
             (Word::Settled, None, Some("an earlier run got through; its offer is erased".to_owned()))
         }
         Ok(Ending::Undelivered(left)) => (Word::Undelivered, None, Some(explain(left).to_owned())),
         Err(Stop::Refused(refusal)) => {
-            let message =
-                format!("{refusal}; {}, or force it with --force-dark {}", refusal.advice(), job.identity);
+            let message = match refusal {
+                // Force would not make the report true.
+                Refusal::SealChanged | Refusal::ReportOld | Refusal::Duel | Refusal::NotFresh => {
+                    format!("{refusal}; {}", refusal.advice())
+                }
+                Refusal::Disabled
+                | Refusal::NoAgent
+                | Refusal::NotConnected
+                | Refusal::ActiveUnknown
+                | Refusal::KeyUnknown
+                | Refusal::LastKey { .. }
+                | Refusal::ProofMissing
+                | Refusal::ProofFails
+                | Refusal::SealUnknown
+                | Refusal::SlotInUse { .. }
+                | Refusal::BothSlots
+                | Refusal::OfferStands => {
+                    format!("{refusal}; {}, or force it with --force-dark {}", refusal.advice(), job.identity)
+                }
+            };
             (Word::Refused, Some(refusal.code().to_owned()), Some(message))
         }
         Err(Stop::Busy { by, left }) => {
@@ -161,6 +189,7 @@ impl Word {
     pub(super) fn text(self) -> &'static str {
         match self {
             Self::Renewed => "renewed",
+            Self::Delivered => "delivered",
             Self::Swapped => "swapped",
             Self::Settled => "settled",
             Self::Undelivered => "undelivered",
@@ -176,12 +205,12 @@ impl Word {
 
     /// Whether the device has proved that it lives on the key that was renewed.
     pub(super) fn is_proved(self) -> bool {
-        matches!(self, Self::Renewed | Self::Settled)
+        matches!(self, Self::Renewed | Self::Delivered | Self::Settled)
     }
 
     fn exit(self) -> Exit {
         match self {
-            Self::Renewed | Self::Swapped | Self::Settled | Self::Undelivered => Exit::Done,
+            Self::Renewed | Self::Delivered | Self::Swapped | Self::Settled | Self::Undelivered => Exit::Done,
             Self::Refused => Exit::Refused,
             Self::Rejected | Self::Superseded | Self::Unanswered | Self::Busy | Self::Gone | Self::Failed => {
                 Exit::Failed
@@ -209,11 +238,14 @@ pub(super) fn show(outcomes: &[Outcome]) -> Result<(), Failure> {
         let Change { before, after } = &outcome.fingerprints;
         let moved = after.iter().filter(|(slot, print)| before.get(*slot) != Some(*print));
         let moves: Vec<String> = moved
-            .map(|(slot, print)| format!("{} → {print}", before.get(slot).map_or("-", String::as_str)))
+            .map(|(slot, print)| {
+                format!("{} → {}", before.get(slot).map_or("-", |print| short(print)), short(print))
+            })
             .collect();
         // Where the registry stayed as it was, the device has moved.
-        let lives_on =
-            || outcome.lives_on.as_ref().map_or_else(|| "-".to_owned(), |print| format!("→ {print}"));
+        let lives_on = || {
+            outcome.lives_on.as_ref().map_or_else(|| "-".to_owned(), |print| format!("→ {}", short(print)))
+        };
         table.push([
             outcome.name.clone(),
             outcome.key_type.to_owned(),
@@ -224,6 +256,11 @@ pub(super) fn show(outcomes: &[Outcome]) -> Result<(), Failure> {
         ]);
     }
     output::table(&table)
+}
+
+/// As [`Fingerprint::short`](twinkey_contract::Fingerprint::short).
+fn short(print: &str) -> &str {
+    print.get(..16).unwrap_or(print)
 }
 
 #[cfg(test)]

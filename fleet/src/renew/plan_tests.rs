@@ -1,10 +1,13 @@
 //! Every combination of what registry, twin and operator can say, and the cases that have names.
 
 use twinkey_contract::report::{Reason, Report, SlotReport, Status};
-use twinkey_contract::{Fingerprint, Identity, KeySlot, Proof, RotationId};
+use twinkey_contract::sealing::SealingPublicKey;
+use twinkey_contract::tags::{Believed, Seen};
+use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId};
 use twinkey_sas::Key;
 
-use super::plan::{Change, Facts, Plan, Refusal, Request, Slots, Standing, plan};
+use super::belief::Trust;
+use super::plan::{Change, Facts, Form, Plan, Refusal, Request, Slots, Standing, plan};
 use crate::cli::KeyType;
 use crate::hub::KeyPair;
 
@@ -36,6 +39,23 @@ struct Says {
     rotation: Option<(u128, Status)>,
     /// The key that the proof is made with.
     proof: Option<u8>,
+    /// The public key that it names.
+    seal: Option<u8>,
+    sequence: u64,
+    reason: Option<Reason>,
+}
+
+/// The agent's public key.
+const AGENT: u8 = 1;
+/// A thief's.
+const THIEF: u8 = 2;
+
+fn public(seed: u8) -> SealingPublicKey {
+    SealingPublicKey([seed; 32])
+}
+
+fn believed(seed: u8, sequence: u64) -> Seen {
+    Seen::Believed(Believed { seal_to: public(seed), sequence })
 }
 
 impl Says {
@@ -43,31 +63,53 @@ impl Says {
         let slot = |seed: Option<u8>| {
             seed.map(|s| SlotReport { fingerprint: Fingerprint::of(&key(s)), proven_at: Some(0) })
         };
-        let rotation_id = self.rotation.map(|(number, _)| rotation(number));
-        Report {
+        let mut report = Report {
             contract: 1,
             agent: "0".to_owned(),
-            seal_to: None,
-            sequence: 1,
+            seal_to: self.seal.map(public),
+            sequence: self.sequence,
             active: self.active,
-            rotation: rotation_id,
+            rotation: self.rotation.map(|(number, _)| rotation(number)),
             status: self.rotation.map_or(Status::Idle, |(_, status)| status),
-            reason: None::<Reason>,
+            reason: self.reason,
             clock_offset_secs: None,
             behind: None,
             primary: slot(self.primary),
             secondary: slot(self.secondary),
-            proof: rotation_id.zip(self.proof).map(|(id, seed)| Proof::new(&key(seed), &identity(), id)),
+            proof: None,
+        };
+        if let Some(seed) = self.proof {
+            report.prove(&key(seed), &identity());
         }
+        report
     }
 }
 
 /// An agent that knows both of the registry's keys and lives on the primary one.
 fn on_primary() -> Says {
-    Says { active: Some(KeySlot::Primary), primary: Some(1), secondary: Some(2), rotation: None, proof: None }
+    Says {
+        active: Some(KeySlot::Primary),
+        primary: Some(1),
+        secondary: Some(2),
+        rotation: None,
+        proof: Some(1),
+        seal: Some(AGENT),
+        sequence: 1,
+        reason: None,
+    }
+}
+
+/// The same that lives on the secondary one.
+fn on_secondary() -> Says {
+    Says { active: Some(KeySlot::Secondary), proof: Some(2), ..on_primary() }
 }
 
 fn decide(says: Option<Says>, standing: Option<Standing>, request: Request) -> Plan {
+    decide_after(Seen::Nothing, says, standing, request)
+}
+
+/// The same where operators have believed a report before.
+fn decide_after(seen: Seen, says: Option<Says>, standing: Option<Standing>, request: Request) -> Plan {
     let (report, keys, identity) = (says.map(Says::report), registry(), identity());
     let facts = Facts {
         identity: &identity,
@@ -75,21 +117,43 @@ fn decide(says: Option<Says>, standing: Option<Standing>, request: Request) -> P
         is_connected: true,
         keys: &keys,
         report: report.as_ref(),
+        seen,
         standing,
     };
     plan(&facts, request)
 }
 
 fn ask(key_type: KeyType) -> Request {
-    Request { key_type, replaces: None, is_forced: false, delivers: true }
+    Request {
+        key_type,
+        replaces: None,
+        is_forced: false,
+        delivers: true,
+        is_plain: false,
+        trust: Trust::default(),
+    }
 }
 
 fn offer(number: u128, primary: bool, secondary: bool) -> Option<Standing> {
     Some(Standing { rotation: rotation(number), primary, secondary })
 }
 
+/// What is done to a device whose first report is believed now, sealed to the agent.
 fn renew(change: Change, offer: Slots) -> Plan {
-    Plan::Renew { change, offer, in_spite_of: None }
+    renew_on(KeySlot::Primary, change, offer)
+}
+
+/// The same for a device that lives on this slot.
+fn renew_on(vouching: KeySlot, change: Change, offer: Slots) -> Plan {
+    let is_offered = offer != Slots::None;
+    Plan::Renew {
+        change,
+        offer,
+        form: is_offered.then(|| Form::Sealed(public(AGENT))),
+        vouching,
+        remembers: is_offered.then(|| Believed { seal_to: public(AGENT), sequence: 1 }),
+        in_spite_of: None,
+    }
 }
 
 #[test]
@@ -114,17 +178,11 @@ fn the_slot_in_use_is_refused_and_named() {
 #[test]
 fn the_fingerprint_decides_which_slot_is_in_use_and_not_the_agents_label() {
     // Provisioned with the secondary key, which the agent files under "primary".
-    let says = Says {
-        active: Some(KeySlot::Primary),
-        primary: Some(2),
-        secondary: None,
-        rotation: None,
-        proof: None,
-    };
+    let says = Says { primary: Some(2), secondary: None, proof: Some(2), ..on_primary() };
     let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
     assert_eq!(decide(Some(says), None, ask(KeyType::Secondary)), refused);
     // Both keys are told, so that the labels get right.
-    let expected = renew(Change::Regenerate(KeySlot::Primary), Slots::Both);
+    let expected = renew_on(KeySlot::Secondary, Change::Regenerate(KeySlot::Primary), Slots::Both);
     assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), expected);
 }
 
@@ -137,6 +195,7 @@ fn a_device_that_can_not_answer_is_refused() {
         is_connected: false,
         keys: &keys,
         report: Some(&report),
+        seen: Seen::Nothing,
         standing: None,
     };
     assert_eq!(plan(&facts, ask(KeyType::Swap)), Plan::Refuse(Refusal::NotConnected));
@@ -158,6 +217,7 @@ fn an_agent_of_another_contract_counts_as_none() {
         is_connected: true,
         keys: &keys,
         report,
+        seen: Seen::Nothing,
         standing: None,
     };
     assert_eq!(plan(&facts, ask(KeyType::Secondary)), Plan::Refuse(Refusal::NoAgent));
@@ -173,15 +233,32 @@ fn a_key_that_the_registry_does_not_hold_and_a_false_proof_are_refused() {
 
 #[test]
 fn a_device_on_an_unknown_key_with_a_known_spare_is_only_ever_handed_the_other_key() {
-    let says = Says { primary: Some(9), ..on_primary() };
-    let handed = renew(Change::Nothing, Slots::One(KeySlot::Primary));
-    assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), handed);
+    // Nothing proves what it says: the registry does not have the key that made the proof.
+    let says = Says { primary: Some(9), proof: Some(9), ..on_primary() };
+    let seen = believed(AGENT, 1);
+    let handed = Plan::Renew {
+        change: Change::Nothing,
+        offer: Slots::One(KeySlot::Primary),
+        form: Some(Form::Sealed(public(AGENT))),
+        vouching: KeySlot::Secondary,
+        remembers: None,
+        in_spite_of: None,
+    };
+    for proof in [None, Some(9), Some(1)] {
+        // Whatever public key it names.
+        for seal in [None, Some(AGENT), Some(THIEF)] {
+            let says = Says { proof, seal, ..says };
+            assert_eq!(decide_after(seen, Some(says), None, ask(KeyType::Primary)), handed);
+        }
+    }
     let refused = Plan::Refuse(Refusal::LastKey { slot: KeySlot::Secondary });
     for key_type in [KeyType::Secondary, KeyType::Both, KeyType::Swap] {
-        assert_eq!(decide(Some(says), None, ask(key_type)), refused, "{key_type:?}");
+        assert_eq!(decide_after(seen, Some(says), None, ask(key_type)), refused, "{key_type:?}");
     }
     let undelivered = Request { delivers: false, ..ask(KeyType::Primary) };
-    assert_eq!(decide(Some(says), None, undelivered), refused);
+    assert_eq!(decide_after(seen, Some(says), None, undelivered), refused);
+    // Where no public key was believed before, it could be sealed to a thief's.
+    assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), refused);
 }
 
 #[test]
@@ -200,49 +277,34 @@ fn what_an_earlier_run_regenerated_is_delivered_and_not_regenerated_again() {
 
 #[test]
 fn a_renewal_that_was_proved_is_only_settled() {
-    let moved = Says {
-        active: Some(KeySlot::Secondary),
-        primary: Some(1),
-        secondary: Some(2),
-        rotation: Some((7, Status::Committed)),
-        proof: Some(2),
-    };
+    let moved = Says { rotation: Some((7, Status::Committed)), ..on_secondary() };
     let settled = Plan::Settle { rotation: Some(rotation(7)) };
     assert_eq!(decide(Some(moved), offer(7, false, true), ask(KeyType::Secondary)), settled);
-    // Without its proof, or for another rotation, the slot is simply in use.
-    let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
     let unproved = Says { proof: None, ..moved };
-    assert_eq!(decide(Some(unproved), offer(7, false, true), ask(KeyType::Secondary)), refused);
+    let missing = Plan::Refuse(Refusal::ProofMissing);
+    assert_eq!(decide(Some(unproved), offer(7, false, true), ask(KeyType::Secondary)), missing);
+    // For another rotation the slot is simply in use.
+    let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
     assert_eq!(decide(Some(moved), offer(6, false, true), ask(KeyType::Secondary)), refused);
     // The leftover of the other slot's renewal stands in nobody's way.
-    let expected = renew(Change::Regenerate(KeySlot::Primary), Slots::One(KeySlot::Primary));
+    let expected =
+        renew_on(KeySlot::Secondary, Change::Regenerate(KeySlot::Primary), Slots::One(KeySlot::Primary));
     assert_eq!(decide(Some(moved), offer(7, false, true), ask(KeyType::Primary)), expected);
 }
 
 #[test]
 fn a_dead_key_of_a_device_that_fell_back_is_replaced_by_the_registrys() {
     // The primary key was regenerated behind its back (the agent still has key 9); it lives on the secondary one.
-    let says = Says {
-        active: Some(KeySlot::Secondary),
-        primary: Some(9),
-        secondary: Some(2),
-        rotation: None,
-        proof: None,
-    };
-    let expected = renew(Change::Nothing, Slots::One(KeySlot::Primary));
+    let says = Says { primary: Some(9), ..on_secondary() };
+    let expected = renew_on(KeySlot::Secondary, Change::Nothing, Slots::One(KeySlot::Primary));
     assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), expected);
 }
 
 #[test]
 fn swap_swaps_once() {
     assert_eq!(decide(Some(on_primary()), None, ask(KeyType::Swap)), renew(Change::Swap, Slots::Both));
-    let crossed = Says {
-        active: Some(KeySlot::Secondary),
-        primary: Some(2),
-        secondary: Some(1),
-        rotation: None,
-        proof: None,
-    };
+    let crossed =
+        Says { active: Some(KeySlot::Secondary), primary: Some(2), secondary: Some(1), ..on_primary() };
     assert_eq!(decide(Some(crossed), None, ask(KeyType::Swap)), renew(Change::Nothing, Slots::Both));
 }
 
@@ -253,6 +315,9 @@ fn both_slots_need_force() {
     let expected = Plan::Renew {
         change: Change::RegenerateBoth,
         offer: Slots::Both,
+        form: Some(Form::Sealed(public(AGENT))),
+        vouching: KeySlot::Primary,
+        remembers: Some(Believed { seal_to: public(AGENT), sequence: 1 }),
         in_spite_of: Some(Refusal::BothSlots),
     };
     assert_eq!(decide(Some(on_primary()), None, forced), expected);
@@ -277,10 +342,10 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
     for rotation in rotations {
         for active in actives {
             for (primary, secondary) in seeds.iter().flat_map(|p| seeds.iter().map(move |s| (*p, *s))) {
-                says.extend(
-                    [None, Some(1), Some(2), Some(9)]
-                        .map(|proof| Some(Says { active, primary, secondary, rotation, proof })),
-                );
+                says.extend([None, Some(1), Some(2), Some(9)].map(|proof| {
+                    let honest = on_primary();
+                    Some(Says { active, primary, secondary, rotation, proof, ..honest })
+                }));
             }
         }
     }
@@ -302,14 +367,15 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
                     is_connected,
                     keys: &keys,
                     report: report.as_ref(),
+                    seen: Seen::Nothing,
                     standing,
                 };
                 let replaces = replaces.map(|seed| Fingerprint::of(&key(seed)));
-                let request = Request { key_type, replaces, is_forced, delivers };
+                let request = Request { replaces, is_forced, delivers, ..ask(key_type) };
                 let context = || {
                     format!("{says:?} {standing:?} {request:?} enabled {is_enabled} connected {is_connected}")
                 };
-                let Plan::Renew { change, offer, in_spite_of } = plan(&facts, request) else {
+                let Plan::Renew { change, offer, in_spite_of, .. } = plan(&facts, request) else {
                     continue;
                 };
                 assert!(delivers || offer == Slots::None, "{}", context());
@@ -351,17 +417,10 @@ fn a_slot_that_has_its_new_key_already_is_only_handed_over() {
 #[test]
 fn a_device_that_lives_on_the_slots_new_key_is_settled_and_not_refused() {
     let begun = Request { replaces: Some(Fingerprint::of(&key(9))), ..ask(KeyType::Secondary) };
-    let moved = Says {
-        active: Some(KeySlot::Secondary),
-        rotation: Some((7, Status::Committed)),
-        proof: Some(2),
-        ..on_primary()
-    };
+    let moved = Says { rotation: Some((7, Status::Committed)), ..on_secondary() };
     assert_eq!(decide(Some(moved), None, begun), Plan::Settle { rotation: None });
     let standing = offer(7, false, true);
     assert_eq!(decide(Some(moved), standing, begun), Plan::Settle { rotation: Some(rotation(7)) });
-    // Without proof it is a slot in use like any other.
     let unproved = Says { proof: None, ..moved };
-    let refused = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
-    assert_eq!(decide(Some(unproved), None, begun), refused);
+    assert_eq!(decide(Some(unproved), None, begun), Plan::Refuse(Refusal::ProofMissing));
 }

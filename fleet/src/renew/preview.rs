@@ -168,7 +168,7 @@ fn describe(job: &Job, plan: Plan) -> (&'static str, String, Option<&'static str
             let twin_updates = u32::from(rotation.is_some());
             ("settle", text, None, Calls { twin_updates, ..looking })
         }
-        Plan::Renew { change, offer, in_spite_of } => {
+        Plan::Renew { change, offer, in_spite_of, form: _, vouching: _, remembers: _ } => {
             let (action, mut text) = match change {
                 Change::Nothing => ("deliver", "the registry's key is not with the device yet".to_owned()),
                 Change::Regenerate(slot) => ("renew", format!("the device does not live on its {slot} key")),

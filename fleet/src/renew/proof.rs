@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 use twinkey_contract::report::{Reason, Report, Status};
+use twinkey_contract::sealing::SealingPublicKey;
 use twinkey_contract::{Identity, KeySlot, RotationId};
 
+use super::belief::{is_committed, proved_slot};
 use super::change::readable_keys;
 use super::device::{Event, Job, Stop, Watch, stands};
 use super::looks::Look;
-use super::plan::{self, Slots};
+use super::plan::Slots;
 use super::renewer::Renewer;
 use crate::hub::{Hub, HubError, KeyPair, Twin};
 
@@ -23,6 +25,8 @@ pub(super) struct Expected<'a> {
     pub(super) slots: Slots,
     /// The slot that it has to live on; `None` where either will do.
     pub(super) active: Option<KeySlot>,
+    /// The public key that the offer was sealed to, which the report has to name; `None` where it was not sealed.
+    pub(super) seal_to: Option<SealingPublicKey>,
 }
 
 /// A device that lives where it should.
@@ -35,6 +39,8 @@ pub(super) struct Proved {
     /// The registry's keys that the proof was verified against.
     pub(super) keys: KeyPair,
     pub(super) active: KeySlot,
+    /// Of the report.
+    pub(super) sequence: u64,
 }
 
 /// What a device has answered.
@@ -86,9 +92,10 @@ pub(super) async fn wait(
         match report.as_ref().map(|report| judge(report, rotation, expected)) {
             None => {}
             Some(Judgement::Pending(said)) => last = format!("the device said: {said}"),
-            Some(Judgement::Proved(active)) => {
+            Some(Judgement::Proved { active, sequence }) => {
                 let keys = expected.keys.clone();
-                return Ok(Answered::Proved(Box::new(Proved { twin, is_fresh, rotation, keys, active })));
+                let proved = Proved { twin, is_fresh, rotation, keys, active, sequence };
+                return Ok(Answered::Proved(Box::new(proved)));
             }
             Some(Judgement::Rejected { status, reason }) => {
                 return Ok(Answered::Rejected { twin: Box::new(twin), status, reason });
@@ -120,11 +127,11 @@ async fn superseded(
     let proof = report.and_then(|report| {
         let rotation = report.rotation?;
         let active = find_slot(report, rotation, &Expected { keys: &keys, ..*expected }).ok()?;
-        Some((rotation, active))
+        Some((rotation, active, report.sequence))
     });
     match proof {
-        Some((rotation, active)) => {
-            let proved = Proved { twin, is_fresh: true, rotation, keys, active };
+        Some((rotation, active, sequence)) => {
+            let proved = Proved { twin, is_fresh: true, rotation, keys, active, sequence };
             Ok(Answered::Proved(Box::new(proved)))
         }
         None => Err(Stop::Superseded { by: twin.offer().ok().flatten().map(|offer| offer.rotation) }),
@@ -132,7 +139,10 @@ async fn superseded(
 }
 
 enum Judgement {
-    Proved(KeySlot),
+    Proved {
+        active: KeySlot,
+        sequence: u64,
+    },
     Rejected {
         status: Status,
         reason: Option<Reason>,
@@ -150,12 +160,14 @@ fn judge(report: &Report, rotation: RotationId, expected: &Expected<'_>) -> Judg
         (status, None) => status.as_str().to_owned(),
     };
     match report.status {
-        Status::Rejected | Status::Invalid => {
-            Judgement::Rejected { status: report.status, reason: report.reason }
-        }
+        // Whoever is connected as the device can say so: without a proof it would cost the offer.
+        Status::Rejected | Status::Invalid => match proved_slot(report, expected.keys, expected.identity) {
+            Ok(_) => Judgement::Rejected { status: report.status, reason: report.reason },
+            Err(flaw) => Judgement::Pending(format!("{said}, but {flaw}")),
+        },
         Status::Idle | Status::Trying | Status::Waiting => Judgement::Pending(said),
         Status::Committed => match find_slot(report, rotation, expected) {
-            Ok(active) => Judgement::Proved(active),
+            Ok(active) => Judgement::Proved { active, sequence: report.sequence },
             Err(flaw) => Judgement::Pending(format!("committed, but {flaw}")),
         },
     }
@@ -169,8 +181,11 @@ fn find_slot(
 ) -> Result<KeySlot, &'static str> {
     let active = report
         .active
-        .filter(|_| plan::is_proved(report, rotation, expected.keys, expected.identity))
+        .filter(|_| is_committed(report, rotation, expected.keys, expected.identity))
         .ok_or("its proof does not fit the registry's key")?;
+    if expected.seal_to.is_some() && report.seal_to != expected.seal_to {
+        return Err("it names another public key than the one that the offer was sealed to");
+    }
     let holds = |slot| report.slot(slot).is_some_and(|s| s.fingerprint == expected.keys.fingerprint(slot));
     let holds_offered = match expected.slots {
         Slots::None => true,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use twinkey_contract::{Identity, RotationId};
+use twinkey_contract::{Identity, RotationId, tags};
 
 use super::device::{Mark, clear};
 use super::lease::{self, Held};
@@ -46,6 +46,8 @@ pub(super) struct Hold {
     pub(super) lease: Option<Held>,
     /// The offer that this run has put there and that is done with.
     pub(super) offer: Option<RotationId>,
+    /// What was believed of the device last, to be written with the next change.
+    pub(super) believed: Option<tags::Believed>,
 }
 
 struct Carried {

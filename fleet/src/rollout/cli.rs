@@ -125,7 +125,7 @@ pub(crate) struct SpecArgs {
 }
 
 /// How the target is looked at.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct TargetArgs {
     /// What the order inside the target follows from. Without it, one is chosen and kept in the ledger.
     #[arg(long, value_name = "NUMBER")]

@@ -12,6 +12,7 @@ use super::spec::Source;
 use crate::cli::{KeySource, KeyType};
 use crate::failure::Failure;
 use crate::hub::{HubError, KeyPair};
+use crate::renew::belief::Trust;
 use crate::renew::device::{self, Ending, Event, Job, Mark, Stop, Trace};
 use crate::renew::plan::Refusal;
 use crate::renew::renewer::Renewer;
@@ -139,6 +140,9 @@ impl Engine for HubEngine {
             etag: None,
             timeout: request.deadline,
             is_continued: request.is_continued,
+            // A rollout has no exceptions: a device that needs one is renewed by itself.
+            trust: Trust::default(),
+            is_challenged: false,
             mark: Some(Mark { rollout: request.rollout.to_string(), is_done: request.is_last }),
         };
         let watch = |event: Event| match event {
@@ -177,6 +181,12 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
             let rotation = trace.rotation.map(|rotation| rotation.to_string());
             SlotResult::Done { before: prints(trace.before.as_ref()), after, rotation }
         }
+        // The device lives on that slot now. The next look decides anew.
+        Ok(Ending::Delivered) => SlotResult::Refused {
+            code: Refusal::SlotInUse { slot: request.slot }.code(),
+            message: "the registry's key was handed over, which the device did not have; no key was made".to_owned(),
+            may_retry: true,
+        },
         Ok(Ending::Undelivered(_)) => fail(
             "undelivered",
             "the key was renewed in the registry, but there is no agent to take it: bring the device a connection string \
@@ -191,12 +201,18 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
                 Refusal::NotConnected
                 | Refusal::ActiveUnknown
                 | Refusal::OfferStands
+                | Refusal::ProofMissing
+                | Refusal::ProofFails
+                | Refusal::Duel
+                | Refusal::NotFresh
                 | Refusal::SlotInUse { .. } => true,
                 Refusal::Disabled
                 | Refusal::NoAgent
                 | Refusal::KeyUnknown
                 | Refusal::LastKey { .. }
-                | Refusal::ProofFails
+                | Refusal::SealChanged
+                | Refusal::ReportOld
+                | Refusal::SealUnknown
                 | Refusal::BothSlots => false,
             },
         },

@@ -129,8 +129,8 @@ fn devices(rows: &[DeviceRow]) -> Table {
 /// What a slot had and has.
 pub(super) fn change(before: Option<Fingerprint>, after: Option<Fingerprint>) -> String {
     match (before, after) {
-        (Some(before), Some(after)) if before != after => format!("{before} → {after}"),
-        (None, Some(after)) => format!("→ {after}"),
+        (Some(before), Some(after)) if before != after => format!("{} → {}", before.short(), after.short()),
+        (None, Some(after)) => format!("→ {}", after.short()),
         (Some(_) | None, _) => "-".to_owned(),
     }
 }

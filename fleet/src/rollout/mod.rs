@@ -295,7 +295,9 @@ async fn rebuild(args: &RebuildArgs, format: Format) -> Result<Exit, Failure> {
     let path = &args.ledger.ledger;
     let _lock = Lock::take(path)?;
     Ledger::check_new(path)?;
-    let plan = look(&hub, &args.spec, &args.target).await?;
+    // What tags and twins say counts only if the registry's keys prove it.
+    let target = TargetArgs { registry: true, ..args.target.clone() };
+    let plan = look(&hub, &args.spec, &target).await?;
     let (mut rollout, mut rows) = plan.to_ledger(args.id, unix_now_millis());
     rollout.message = Some("rebuilt from the hub's twins".to_owned());
     let known = restore(&plan, args.id, &mut rows);

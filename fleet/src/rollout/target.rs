@@ -11,6 +11,7 @@ use super::spec::{ALL, Spec};
 use crate::cli::KeyType;
 use crate::failure::Failure;
 use crate::hub::{Hub, KeyPair, Twin};
+use crate::renew::belief::{Trust, proved_slot};
 use crate::renew::device::standing;
 use crate::renew::plan::{self, Change, Facts, Plan, Refusal, Request};
 
@@ -29,9 +30,9 @@ pub(crate) struct Candidate {
     pub(crate) is_forced: bool,
     /// What a rollout has left in the twin's tags: its id, and whether it is done with the device.
     pub(crate) mark: Option<(String, bool)>,
-    /// The last rotation that the agent says it has committed, with a proof.
+    /// The last rotation that the agent has proved to have committed.
     pub(crate) rotation: Option<RotationId>,
-    /// The slot that the agent reports to use.
+    /// The slot that it has proved to use.
     pub(crate) active: Option<KeySlot>,
 }
 
@@ -108,11 +109,8 @@ pub(crate) async fn find(
         let identity = twin.identity();
         let is_forced = forced.contains(&identity);
         let verdict = if *is_by_keys { judge(twin, &registry, is_forced) } else { without_keys() };
-        let report = twin.report().ok().flatten();
-        let active = report.as_ref().and_then(|report| report.active);
-        let rotation = report
-            .filter(|report| report.status == Status::Committed && report.proof.is_some())
-            .and_then(|report| report.rotation);
+        let proved = proved(twin, &registry);
+        let (rotation, active) = (proved.and_then(|(_, rotation)| rotation), proved.map(|(slot, _)| slot));
         Candidate { verdict, is_forced, mark: mark(twin), rotation, active, identity }
     });
     Ok(Target { candidates: candidates.collect(), is_compared: matches!(registry, Registry::Read(_)) })
@@ -181,25 +179,28 @@ fn refuse(refusal: Refusal) -> Verdict {
 
 fn by_registry(twin: &Twin, identity: &Identity, keys: &KeyPair, is_forced: bool) -> Verdict {
     let report = twin.report().ok().flatten();
-    let active = report.as_ref().and_then(|report| report.active);
-    let lives_on = report.as_ref().zip(active).and_then(|(report, active)| report.slot(active));
-    let lives_in = KeySlot::ALL
-        .into_iter()
-        .find(|slot| lives_on.is_some_and(|held| held.fingerprint == keys.fingerprint(*slot)));
-    let first = lives_in.or(active).map_or(KeySlot::Secondary, KeySlot::other);
     let facts = Facts {
         identity,
         is_enabled: twin.is_enabled(),
         is_connected: twin.is_connected(),
         keys,
         report: report.as_ref(),
+        seen: twin.seen(),
         standing: standing(twin),
     };
+    let first = plan::idle_slot(&facts, Trust::default());
     let key_type = match first {
         KeySlot::Primary => KeyType::Primary,
         KeySlot::Secondary => KeyType::Secondary,
     };
-    let request = Request { key_type, replaces: None, is_forced, delivers: true };
+    let request = Request {
+        key_type,
+        replaces: None,
+        is_forced,
+        delivers: true,
+        is_plain: false,
+        trust: Trust::default(),
+    };
     let because = match plan::plan(&facts, request) {
         Plan::Refuse(refusal) => return refuse(refusal),
         Plan::Settle { .. } => "an earlier renewal got through; its offer is erased first".to_owned(),
@@ -240,6 +241,16 @@ fn by_report(twin: &Twin, is_forced: bool) -> Verdict {
                 .map_or_else(String::new, |slot| format!("it says that it lives on its {slot} key")),
         },
     }
+}
+
+/// The slot that the device has proved to live on, and the rotation that it has committed. Nothing is proved where the
+/// registry was not read.
+fn proved(twin: &Twin, registry: &Registry) -> Option<(KeySlot, Option<RotationId>)> {
+    let Registry::Read(keys) = registry else { return None };
+    let identity = twin.identity();
+    let report = twin.report().ok().flatten()?;
+    let slot = proved_slot(&report, keys.get(&identity)?, &identity).ok()?;
+    Some((slot, report.rotation.filter(|_| report.status == Status::Committed)))
 }
 
 fn mark(twin: &Twin) -> Option<(String, bool)> {

@@ -3,11 +3,14 @@
 use serde::Serialize;
 use twinkey_contract::KeySlot;
 use twinkey_contract::report::{Reason, Report, Status};
+use twinkey_contract::tags::Seen;
 
 use super::earlier::EarlierIdentity;
 use super::observed::{Observed, Registry, Reported};
 use crate::hub::KeyPair;
 use crate::page::Tone;
+use crate::renew::belief::proved_slot;
+use crate::renew::refusal::Refusal;
 
 /// How long an offer may stand, in seconds: a key should not stay in a twin, sealed or not.
 const OFFER_AGE_MAX_SECS: u64 = 24 * 60 * 60;
@@ -17,8 +20,13 @@ const OFFER_AGE_MAX_SECS: u64 = 24 * 60 * 60;
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Mark {
     KeyUnknown,
+    ProofMissing,
     ProofFails,
+    SealChanged,
+    ReportOld,
     OfferPlain,
+    OfferUnauthenticated,
+    TooManyOffers,
     Duel,
     SequenceFork,
     SequenceBack,
@@ -34,10 +42,15 @@ pub(crate) enum Mark {
 }
 
 impl Mark {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::KeyUnknown,
+        Self::ProofMissing,
         Self::ProofFails,
+        Self::SealChanged,
+        Self::ReportOld,
         Self::OfferPlain,
+        Self::OfferUnauthenticated,
+        Self::TooManyOffers,
         Self::Duel,
         Self::SequenceFork,
         Self::SequenceBack,
@@ -56,8 +69,13 @@ impl Mark {
     pub(crate) const fn code(self) -> &'static str {
         match self {
             Self::KeyUnknown => "key-unknown",
+            Self::ProofMissing => "proof-missing",
             Self::ProofFails => "proof-fails",
+            Self::SealChanged => "seal-changed",
+            Self::ReportOld => "report-old",
             Self::OfferPlain => "offer-plain",
+            Self::OfferUnauthenticated => "offer-unauthenticated",
+            Self::TooManyOffers => "too-many-offers",
             Self::Duel => "duel",
             Self::SequenceFork => "sequence-fork",
             Self::SequenceBack => "sequence-back",
@@ -79,8 +97,23 @@ impl Mark {
             Self::KeyUnknown => {
                 "the key in use is not in the registry: once cut off, the device can't come back with it"
             }
+            Self::ProofMissing => {
+                "the report has no proof: anybody who is connected as the device can have written it"
+            }
             Self::ProofFails => {
-                "the report's proof is missing, or not made with the registry's key: forged, stale or restored"
+                "the report's proof does not fit the report and the registry's key: it was forged or altered"
+            }
+            Self::SealChanged => {
+                "the report names another public key than the one that was believed: set up anew, or a thief with a key"
+            }
+            Self::ReportOld => {
+                "the report is older than one that was believed: restored from an old image, or repeated by a thief"
+            }
+            Self::OfferUnauthenticated => {
+                "the agent refuses an offer that was made by nobody who knows a key of the device"
+            }
+            Self::TooManyOffers => {
+                "more offers came than the agent takes up: somebody writes offers whose keys the hub refuses"
             }
             Self::OfferPlain => "a key stands unsealed in the twin, for everybody who may read it",
             Self::Duel => "another agent or program connects with the same identity",
@@ -109,8 +142,13 @@ impl Mark {
     pub(crate) const fn tone(self) -> Tone {
         match self {
             Self::KeyUnknown
+            | Self::ProofMissing
             | Self::ProofFails
+            | Self::SealChanged
+            | Self::ReportOld
             | Self::OfferPlain
+            | Self::OfferUnauthenticated
+            | Self::TooManyOffers
             | Self::Duel
             | Self::SequenceFork
             | Self::SequenceBack
@@ -150,11 +188,26 @@ pub(crate) fn marks(observed: &Observed, earlier: Option<&EarlierIdentity>, now:
             mark(Mark::Storage, report.reason == Some(Reason::Storage));
             let is_clock_off = report.reason == Some(Reason::Clock) || report.clock_offset_secs.is_some();
             mark(Mark::Clock, is_clock_off);
+            mark(Mark::OfferUnauthenticated, report.reason == Some(Reason::Unauthenticated));
+            mark(Mark::TooManyOffers, report.reason == Some(Reason::TooManyOffers));
+            let (is_other_seal, is_older) = match observed.seen {
+                Seen::Nothing => (false, false),
+                Seen::Unreadable => (true, false),
+                Seen::Believed(before) => {
+                    (report.seal_to != Some(before.seal_to), report.sequence < before.sequence)
+                }
+            };
+            mark(Mark::SealChanged, is_other_seal);
+            mark(Mark::ReportOld, is_older);
+            if report.active.is_some() && report.proof.is_none() {
+                mark(Mark::ProofMissing, true);
+            }
             mark(Mark::RotationFailed, matches!(report.status, Status::Rejected | Status::Invalid));
             if let Registry::Keys(keys) = &observed.registry {
                 mark(Mark::KeyUnknown, !is_active_key_known(observed, keys));
                 mark(Mark::SlotMismatch, has_slot_mismatch(observed, report, keys, now));
-                mark(Mark::ProofFails, !is_proved(observed, report, keys));
+                let proved = proved_slot(report, keys, &observed.identity);
+                mark(Mark::ProofFails, proved == Err(Refusal::ProofFails));
             }
             if let Some(earlier) = earlier {
                 let before = earlier.sequence;
@@ -184,22 +237,6 @@ fn has_slot_mismatch(observed: &Observed, report: &Report, keys: &KeyPair, now: 
         let is_other = report.slot(slot).is_some_and(|held| held.fingerprint != keys.fingerprint(slot));
         is_other && !is_under_renewal
     })
-}
-
-/// Whether the proof holds, as far as there has to be one: a committed rotation needs it, and one that is there must be
-/// made with the key in use. Without that key in the registry there is nothing to verify with.
-fn is_proved(observed: &Observed, report: &Report, keys: &KeyPair) -> bool {
-    let active = observed.active_fingerprint();
-    let slots = [KeySlot::Primary, KeySlot::Secondary];
-    let Some(slot) = slots.into_iter().find(|slot| Some(keys.fingerprint(*slot)) == active) else {
-        return true;
-    };
-    match (&report.proof, report.rotation) {
-        (Some(proof), Some(rotation)) => proof.verify(keys.of(slot), &observed.identity, rotation),
-        (None, Some(_)) => report.status != Status::Committed,
-        (None, None) => true,
-        (Some(_), None) => false,
-    }
 }
 
 #[cfg(test)]

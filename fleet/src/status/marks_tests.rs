@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::report::SlotReport;
-use twinkey_contract::{Fingerprint, Identity, Proof, RotationId};
+use twinkey_contract::sealing::SealingPublicKey;
+use twinkey_contract::tags::Believed;
+use twinkey_contract::{Fingerprint, Identity, RotationId};
 use twinkey_sas::Key;
 
 use super::*;
@@ -28,10 +30,10 @@ fn rotation(at_secs: u64) -> RotationId {
 fn healthy() -> Report {
     let rotation = rotation(NOW - DAY);
     let slot = |byte, proven_at| Some(SlotReport { fingerprint: Fingerprint::of(&key(byte)), proven_at });
-    Report {
+    let report = Report {
         contract: 1,
         agent: "0.1.0".to_owned(),
-        seal_to: None,
+        seal_to: Some(SealingPublicKey([1; 32])),
         sequence: 7,
         active: Some(KeySlot::Primary),
         rotation: Some(rotation),
@@ -41,8 +43,15 @@ fn healthy() -> Report {
         behind: None,
         primary: slot(1, Some(NOW - DAY)),
         secondary: slot(2, None),
-        proof: Some(Proof::new(&key(1), &identity(), rotation)),
-    }
+        proof: None,
+    };
+    proved(report)
+}
+
+/// With the proof of an agent that holds key 1.
+fn proved(mut report: Report) -> Report {
+    report.prove(&key(1), &identity());
+    report
 }
 
 fn twin(reported: &Value, desired: &Value) -> Observed {
@@ -54,7 +63,13 @@ fn twin(reported: &Value, desired: &Value) -> Observed {
     .unwrap()
 }
 
+/// What an honest agent reports, with its proof.
 fn observed(report: &Report, desired: &Value) -> Observed {
+    observed_as_written(&proved(report.clone()), desired)
+}
+
+/// What anybody reports.
+fn observed_as_written(report: &Report, desired: &Value) -> Observed {
     let mut observed = twin(&report.to_patch(), desired);
     observed.registry = Registry::Keys(KeyPair { primary: key(1), secondary: key(2) });
     observed
@@ -66,15 +81,13 @@ fn marks_of(report: &Report) -> Vec<Mark> {
 
 fn sealed_offer(at_secs: u64) -> Value {
     let secondary = Some(OfferedKey::Sealed(vec![7; 80]));
-    Offer { rotation: rotation(at_secs), primary: None, secondary }.to_patch()
+    Offer { rotation: rotation(at_secs), primary: None, secondary, auth: None }.to_patch()
 }
 
 #[test]
 fn a_healthy_device_and_one_without_an_agent_have_no_mark() {
     assert_eq!(marks_of(&healthy()), []);
     assert_eq!(marks(&twin(&json!({}), &json!({})), None, NOW), []);
-    let idle = Report { status: Status::Idle, rotation: None, proof: None, active: None, ..healthy() };
-    assert_eq!(marks_of(&idle), []);
 }
 
 #[test]
@@ -110,21 +123,40 @@ fn swapped_keys_are_a_mismatch_and_not_an_unknown_key() {
 }
 
 #[test]
-fn a_proof_must_be_there_and_be_made_with_the_key_in_use_for_this_device_and_rotation() {
-    let rotation_of = |report: &Report| report.rotation.unwrap();
-    let good = healthy();
-    let other_device = Identity::new("pump-8", None).unwrap();
+fn a_proof_must_be_there_and_be_made_with_the_key_in_use_over_this_report_of_this_device() {
+    let marks_of = |report: &Report| marks(&observed_as_written(report, &json!({})), None, NOW);
+    assert_eq!(marks_of(&healthy()), []);
+    assert_eq!(marks_of(&Report { proof: None, ..healthy() }), [Mark::ProofMissing]);
+    let mut by_another_key = healthy();
+    by_another_key.prove(&key(2), &identity());
+    let mut of_another_device = healthy();
+    of_another_device.prove(&key(1), &Identity::new("pump-8", None).unwrap());
     for bad in [
-        None,
-        Some(Proof::new(&key(2), &identity(), rotation_of(&good))),
-        Some(Proof::new(&key(1), &other_device, rotation_of(&good))),
-        Some(Proof::new(&key(1), &identity(), rotation(NOW))),
+        by_another_key,
+        of_another_device,
+        Report { rotation: None, ..healthy() },
+        Report { sequence: 8, ..healthy() },
+        Report { seal_to: None, ..healthy() },
     ] {
-        assert_eq!(marks_of(&Report { proof: bad, ..healthy() }), [Mark::ProofFails]);
+        assert_eq!(marks_of(&bad), [Mark::ProofFails], "{bad:?}");
     }
-    assert_eq!(marks_of(&Report { rotation: None, ..healthy() }), [Mark::ProofFails], "a proof of nothing");
-    let trying = Report { status: Status::Trying, proof: None, ..healthy() };
-    assert_eq!(marks_of(&trying), [], "nothing is claimed yet");
+    let idle = Report { status: Status::Idle, rotation: None, proof: None, active: None, ..healthy() };
+    assert_eq!(marks_of(&idle), [], "nothing is claimed yet");
+}
+
+#[test]
+fn a_report_that_differs_from_what_was_believed_is_marked() {
+    let after = |seen: Seen| {
+        let mut observed = observed(&healthy(), &json!({}));
+        observed.seen = seen;
+        marks(&observed, None, NOW)
+    };
+    let believed =
+        |seal, sequence| Seen::Believed(Believed { seal_to: SealingPublicKey([seal; 32]), sequence });
+    assert_eq!(after(believed(1, 7)), []);
+    assert_eq!(after(believed(1, 8)), [Mark::ReportOld]);
+    assert_eq!(after(believed(2, 7)), [Mark::SealChanged]);
+    assert_eq!(after(Seen::Unreadable), [Mark::SealChanged]);
 }
 
 #[test]
@@ -135,6 +167,8 @@ fn what_the_agent_says_of_itself_is_marked() {
     assert_eq!(reason(Reason::Storage), [Mark::Storage]);
     assert_eq!(reason(Reason::Clock), [Mark::Clock]);
     assert_eq!(reason(Reason::Network), []);
+    assert_eq!(reason(Reason::Unauthenticated), [Mark::OfferUnauthenticated]);
+    assert_eq!(reason(Reason::TooManyOffers), [Mark::TooManyOffers]);
     assert_eq!(marks_of(&Report { behind: Some(9), ..healthy() }), [Mark::Restored]);
     assert_eq!(marks_of(&Report { clock_offset_secs: Some(-900), ..healthy() }), [Mark::Clock]);
     for status in [Status::Rejected, Status::Invalid] {
@@ -166,7 +200,12 @@ fn offers_are_marked_when_they_are_old_plain_or_no_offers() {
     let with = |desired: &Value| marks(&observed(&healthy(), desired), None, NOW);
     assert_eq!(with(&sealed_offer(NOW - DAY)), []);
     assert_eq!(with(&sealed_offer(NOW - DAY - 1)), [Mark::OfferOld]);
-    let plain = Offer { rotation: rotation(NOW), primary: None, secondary: Some(OfferedKey::Plain(key(5))) };
+    let plain = Offer {
+        rotation: rotation(NOW),
+        primary: None,
+        secondary: Some(OfferedKey::Plain(key(5))),
+        auth: None,
+    };
     assert_eq!(with(&plain.to_patch()), [Mark::OfferPlain]);
     assert_eq!(with(&json!({"keyRenewal": "renew"})), [Mark::OfferUnreadable]);
     let without_name = json!({"keyRenewal": {"secondary": {"key": "short"}},

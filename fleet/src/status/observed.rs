@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use twinkey_contract::report::{Report, Status};
+use twinkey_contract::tags::Seen;
 use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, RotationId};
 
 use crate::hub::{Device, KeyPair, Twin};
@@ -24,6 +25,8 @@ pub(crate) struct Observed {
     pub(crate) last_contact: Option<u64>,
     pub(crate) reported: Reported,
     pub(crate) offer: Option<StandingOffer>,
+    /// What operators have believed of it.
+    pub(crate) seen: Seen,
     pub(crate) registry: Registry,
 }
 
@@ -79,6 +82,7 @@ impl Observed {
             last_contact: twin.last_activity_time.as_deref().and_then(unix_secs),
             reported: Reported::read(twin),
             offer: StandingOffer::read(twin),
+            seen: twin.seen(),
             registry: Registry::NotRead,
         }
     }

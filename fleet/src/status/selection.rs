@@ -71,7 +71,7 @@ mod tests {
     /// A device whose key was proved so many days ago.
     fn row(id: &str, age_days: Option<u64>, agent: Option<&str>) -> Row {
         let slot = age_days.map(|days| {
-            json!({"fingerprint": "0101010101010101", "provenAt": crate::page::moment(NOW - days * 86_400)})
+            json!({"fingerprint": "01010101010101010101010101010101", "provenAt": crate::page::moment(NOW - days * 86_400)})
         });
         let report = agent.map(|agent| {
             json!({"contract": 1, "agent": agent, "sequence": 1, "status": "idle", "active": slot.as_ref().map(|_| "primary"), "primary": slot})

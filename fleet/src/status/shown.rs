@@ -84,7 +84,7 @@ pub(super) fn contact(row: &Row, now: u64) -> String {
 
 pub(super) fn fingerprint(row: &Row, slot: KeySlot) -> String {
     let held = row.observed.report().and_then(|report| report.slot(slot));
-    held.map_or_else(dash, |held| held.fingerprint.to_string())
+    held.map_or_else(dash, |held| held.fingerprint.short())
 }
 
 /// Where the last rotation stands, and why.

@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
 use twinkey_contract::connection_string::{DeviceConnectionString, ServiceConnectionString};
 use twinkey_contract::report::{Report, SlotReport, Status};
-use twinkey_contract::{Fingerprint, Identity, KeySlot, Proof, RotationId};
+use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId};
 use twinkey_emulator::{Emulator, Options, start};
 use twinkey_sas::{Expiry, Key, ResourceUri, Signer, Token};
 
@@ -219,7 +219,7 @@ impl Connection {
 pub(crate) fn healthy(identity: &str, keys: &[Key; 2], proven_at: u64) -> Report {
     let rotation = RotationId::generate(proven_at * 1000).unwrap();
     let slot = |key: &Key, proven_at| Some(SlotReport { fingerprint: Fingerprint::of(key), proven_at });
-    Report {
+    let mut report = Report {
         contract: 1,
         agent: "0.1.0".to_owned(),
         seal_to: None,
@@ -232,8 +232,10 @@ pub(crate) fn healthy(identity: &str, keys: &[Key; 2], proven_at: u64) -> Report
         behind: None,
         primary: slot(&keys[0], Some(proven_at)),
         secondary: slot(&keys[1], None),
-        proof: Some(Proof::new(&keys[0], &identity.parse().unwrap(), rotation)),
-    }
+        proof: None,
+    };
+    report.prove(&keys[0], &identity.parse().unwrap());
+    report
 }
 
 pub(crate) fn unix_now() -> u64 {

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use twinkey_contract::offer::{Offer, OfferedKey};
-use twinkey_contract::report::{Reason, Report, SlotReport, Status};
+use twinkey_contract::report::{Nonce, Reason, Report, SlotReport, Status};
 use twinkey_contract::sealing::{Binding, SealingKey};
-use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, Proof, RotationId};
+use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, RotationId};
 use twinkey_sas::Key;
 use twinkey_sas::identifiable::{Purpose, stamp};
 
@@ -72,6 +72,9 @@ pub(crate) struct Agent {
     pub(crate) rotation: Option<RotationId>,
     pub(crate) status: Status,
     pub(crate) reason: Option<Reason>,
+    pub(crate) sequence: u64,
+    /// Whether it answers challenges.
+    pub(crate) answers: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -104,6 +107,8 @@ impl Device {
             rotation: None,
             status: Status::Idle,
             reason: None,
+            sequence: 1,
+            answers: false,
         };
         Self {
             keys,
@@ -127,18 +132,30 @@ impl Device {
 
 impl Agent {
     fn report(&self, identity: &Identity) -> Value {
+        self.make_report(identity).to_patch()
+    }
+
+    /// The answer to the direct method `keyRenewal`.
+    fn answer(&self, identity: &Identity, payload: &Value) -> Value {
+        let report = self.make_report(identity);
+        let nonce = Nonce::parse(payload["nonce"].as_str().unwrap()).unwrap();
+        let mut answer = report.to_patch()["keyRenewal"].take();
+        answer["nonce"] = nonce.as_str().into();
+        answer["freshProof"] = json!(report.answer(&nonce, &self.held[&self.active], identity));
+        answer
+    }
+
+    fn make_report(&self, identity: &Identity) -> Report {
         let slot = |slot| {
             self.held
                 .get(&slot)
                 .map(|key| SlotReport { fingerprint: Fingerprint::of(key), proven_at: Some(0) })
         };
-        let proof =
-            self.rotation.zip(self.held.get(&self.active)).map(|(id, key)| Proof::new(key, identity, id));
-        let report = Report {
+        let mut report = Report {
             contract: CONTRACT_VERSION,
             agent: "scripted".to_owned(),
             seal_to: self.sealing.as_ref().map(SealingKey::public),
-            sequence: 1,
+            sequence: self.sequence,
             active: Some(self.active),
             rotation: self.rotation,
             status: self.status,
@@ -147,9 +164,12 @@ impl Agent {
             behind: None,
             primary: slot(KeySlot::Primary),
             secondary: slot(KeySlot::Secondary),
-            proof,
+            proof: None,
         };
-        report.to_patch()
+        if let Some(key) = self.held.get(&self.active) {
+            report.prove(key, identity);
+        }
+        report
     }
 
     fn take(&mut self, offer: &Offer, identity: &Identity) {
@@ -313,6 +333,19 @@ impl State {
             }
             "POST /devices/query" => return self.query(body),
             _ => {}
+        }
+        if let Some(id) = call.strip_prefix("POST /twins/").and_then(|call| call.strip_suffix("/methods")) {
+            let agent = self.devices[id].agent.as_ref().filter(|agent| agent.answers);
+            let identity = Identity::new(id, None).unwrap();
+            return match agent {
+                Some(agent) => {
+                    (200, json!({"status": 200, "payload": agent.answer(&identity, &body["payload"])}))
+                }
+                None => (
+                    404,
+                    json!({"Message": "ErrorCode:DeviceNotOnline;nobody answers", "ExceptionMessage": ""}),
+                ),
+            };
         }
         let (verb, id) = call.rsplit_once('/').unwrap();
         let Some(device) = self.devices.get_mut(id) else {

@@ -85,7 +85,7 @@ impl World {
             ensure(self.is_on_disk(key), "I2: the key that is tried may be missing on disk")?;
         }
         self.check_report()?;
-        self.check_no_dead_end()?;
+        self.check_no_dead_end(policy)?;
         self.check_verdict()?;
         self.check_level_triggered(policy)?;
         self.check_nonsense(policy)
@@ -156,7 +156,7 @@ impl World {
     }
 
     /// I4: there is always a next move.
-    fn check_no_dead_end(&self) -> Result<(), String> {
+    fn check_no_dead_end(&self, policy: &Policy) -> Result<(), String> {
         let state = &self.state;
         let has_usable =
             state.ring.keys_in_order().into_iter().flatten().any(|key| state.is_surely_stored(key));
@@ -178,7 +178,10 @@ impl World {
                 ensure(state.disk != Disk::Idle, "I4: a candidate is not stored and nobody writes it")?;
             } else if self.live.is_some() {
                 ensure(
-                    is_trying || state.trial.is_waiting || state.is_renewal_due,
+                    is_trying
+                        || state.trial.is_waiting
+                        || state.is_renewal_due
+                        || policy.is_single_connection,
                     "I4: a candidate on trial is not tried",
                 )?;
             }

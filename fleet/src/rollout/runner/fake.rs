@@ -60,7 +60,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 pub(super) fn print(key: u64) -> Fingerprint {
-    Fingerprint(key.to_be_bytes())
+    Fingerprint(u128::from(key).to_be_bytes())
 }
 
 impl FakeDevice {
