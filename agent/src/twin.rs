@@ -137,6 +137,7 @@ pub fn write_report(report: &rotation::Report, remarks: &Remarks, key_ring: &Key
                 rotation::Reason::Throttled => Reason::Throttled,
                 rotation::Reason::Storage => Reason::Storage,
                 rotation::Reason::Malformed => Reason::Malformed,
+                rotation::Reason::TwinTooLarge => Reason::TwinTooLarge,
                 rotation::Reason::Checksum => Reason::Checksum,
                 rotation::Reason::UnsealedForbidden => Reason::UnsealedForbidden,
                 rotation::Reason::CannotUnseal => Reason::CannotUnseal,
@@ -191,6 +192,7 @@ fn invalid(rotation: Option<RotationId>, reason: Reason) -> rotation::Desired {
         Reason::Storage => rotation::Reason::Storage,
         // The last two say nothing of an offer.
         Reason::Malformed | Reason::Duel | Reason::Restored => rotation::Reason::Malformed,
+        Reason::TwinTooLarge => rotation::Reason::TwinTooLarge,
         Reason::Checksum => rotation::Reason::Checksum,
         Reason::UnsealedForbidden => rotation::Reason::UnsealedForbidden,
         Reason::CannotUnseal => rotation::Reason::CannotUnseal,

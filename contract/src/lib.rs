@@ -27,6 +27,7 @@ mod rotation_id;
 pub mod sealing;
 mod slot;
 pub mod tags;
+pub mod twin;
 
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use identity::{Identity, IdentityError};

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use twinkey_sas::{
@@ -15,12 +14,8 @@ use crate::{
     Identity, KeySlot, Mac, RotationId, SECTION, encoding,
     report::Reason,
     sealing::{SEALED_LEN_MAX, SEALED_LEN_MIN},
+    twin::{SectionError, Twin, TwinError},
 };
-
-/// Longest twin document that is read, in bytes. The hub's limits are 32 KB each for desired and for reported
-/// properties, counted without JSON's punctuation and escapes (Microsoft, "Device twins": size), so twice their sum
-/// leaves none out.
-pub const TWIN_LEN_MAX: usize = 128 * 1024;
 
 /// New keys for one or both slots, and who vouches for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +47,7 @@ impl Offer {
     /// # Errors
     /// [`OfferError`], with the rotation if it could be read.
     pub fn read(twin: &[u8]) -> Result<Option<Self>, OfferError> {
-        Self::read_section(parse_desired(twin)?.remove(SECTION))
+        Self::read_section(parse_desired(twin)?)
     }
 
     /// Reads the same from a `desired` object, as the service's REST API gives it under `properties`.
@@ -163,12 +158,6 @@ impl fmt::Debug for OfferedKey {
     }
 }
 
-/// The desired properties' `$version` in the body of a twin GET answer: what a desired patch's version is compared with.
-/// `None` if it can't be read.
-pub fn desired_version(twin: &[u8]) -> Option<u64> {
-    parse_desired(twin).ok()?.get("$version")?.as_u64()
-}
-
 /// Checks the mark that Azure's own keys carry. A customer's key has none and passes.
 ///
 /// # Errors
@@ -209,22 +198,12 @@ impl From<OfferErrorKind> for OfferError {
 /// What is wrong with an offer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum OfferErrorKind {
-    /// Longer than [`TWIN_LEN_MAX`].
-    #[error("the twin has {len} bytes, more than the {max} that a hub allows")]
-    TwinTooLong {
-        /// Bytes.
-        len: usize,
-        /// [`TWIN_LEN_MAX`].
-        max: usize,
-    },
-    /// Not JSON, or without a `desired` object.
-    #[error("the twin is no JSON with a `desired` object (line {line}, column {column})")]
-    Twin {
-        /// Where reading stopped, from 1.
-        line: usize,
-        /// Where reading stopped, in bytes.
-        column: usize,
-    },
+    /// The document is no twin, or is too large.
+    #[error(transparent)]
+    Twin(#[from] TwinError),
+    /// The section is too long, or stands there twice.
+    #[error("{0}: write it anew, or null to take the offer away")]
+    SectionUnreadable(#[from] SectionError),
     /// `desired` is no object.
     #[error("the twin has no `desired` object")]
     Desired,
@@ -290,8 +269,9 @@ impl OfferErrorKind {
     /// The stable reason that goes into the report.
     pub fn code(&self) -> Reason {
         match self {
-            Self::TwinTooLong { .. }
-            | Self::Twin { .. }
+            Self::Twin(TwinError::TooLarge { .. }) => Reason::TwinTooLarge,
+            Self::Twin(TwinError::Malformed { .. })
+            | Self::SectionUnreadable(_)
             | Self::Desired
             | Self::Section
             | Self::Rotation
@@ -306,24 +286,9 @@ impl OfferErrorKind {
     }
 }
 
-/// The `desired` object of a twin; what was reported is passed over.
-fn parse_desired(twin: &[u8]) -> Result<Map<String, Value>, OfferErrorKind> {
-    #[derive(Deserialize)]
-    struct Twin {
-        desired: Map<String, Value>,
-    }
-    if twin.len() > TWIN_LEN_MAX {
-        return Err(OfferErrorKind::TwinTooLong { len: twin.len(), max: TWIN_LEN_MAX });
-    }
-    // serde would take an array of the fields for the object.
-    if twin.trim_ascii_start().first() != Some(&b'{') {
-        return Err(OfferErrorKind::Twin { line: 1, column: 1 });
-    }
-    match serde_json::from_slice(twin) {
-        Ok(Twin { desired }) => Ok(desired),
-        // Only the position: serde's message may quote what it found.
-        Err(error) => Err(OfferErrorKind::Twin { line: error.line(), column: error.column() }),
-    }
+/// The section in the desired properties of a twin.
+fn parse_desired(twin: &[u8]) -> Result<Option<Value>, OfferErrorKind> {
+    Ok(Twin::find(twin)?.desired()?)
 }
 
 fn read_slot(section: &Map<String, Value>, slot: KeySlot) -> Result<Option<OfferedKey>, OfferErrorKind> {

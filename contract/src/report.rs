@@ -56,6 +56,8 @@ pub enum Reason {
     Storage,
     /// The offer can't be read.
     Malformed,
+    /// The twin is too large to be read.
+    TwinTooLarge,
     /// The key is damaged, or is no device's.
     Checksum,
     /// The key is not sealed, and the agent's configuration demands that.
@@ -97,6 +99,7 @@ impl Reason {
             Self::Throttled => "throttled",
             Self::Storage => "storage",
             Self::Malformed => "malformed",
+            Self::TwinTooLarge => "twin-too-large",
             Self::Checksum => "checksum",
             Self::UnsealedForbidden => "unsealed-forbidden",
             Self::CannotUnseal => "cannot-unseal",
@@ -329,13 +332,14 @@ mod tests {
 
     const STATUSES: [Status; 6] =
         [Status::Idle, Status::Trying, Status::Committed, Status::Rejected, Status::Invalid, Status::Waiting];
-    const REASONS: [Reason; 13] = [
+    const REASONS: [Reason; 14] = [
         Reason::Refused,
         Reason::Clock,
         Reason::Network,
         Reason::Throttled,
         Reason::Storage,
         Reason::Malformed,
+        Reason::TwinTooLarge,
         Reason::Checksum,
         Reason::UnsealedForbidden,
         Reason::CannotUnseal,

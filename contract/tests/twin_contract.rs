@@ -7,9 +7,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use twinkey_contract::{
     CONTRACT_VERSION, Fingerprint, Identity, KeySlot,
-    offer::{Offer, OfferedKey, TWIN_LEN_MAX},
+    offer::{Offer, OfferedKey},
     report::{AGENT_LEN_MAX, Nonce, Reason, Report, SEQUENCE_MAX, Status},
     sealing::{Binding, SEALED_LEN_MAX, SEALED_LEN_MIN, SealingKey},
+    twin::{SECTION_LEN_MAX, TWIN_LEN_MAX},
 };
 use twinkey_sas::Key;
 
@@ -152,6 +153,7 @@ fn tables_have_exactly_our_words() {
         Reason::Throttled,
         Reason::Storage,
         Reason::Malformed,
+        Reason::TwinTooLarge,
         Reason::Checksum,
         Reason::UnsealedForbidden,
         Reason::CannotUnseal,
@@ -171,6 +173,7 @@ fn sizes_are_those_of_the_code() {
         format!("| key | {} to {} bytes |", Key::MIN_LEN, Key::MAX_LEN),
         format!("| sealed key | {SEALED_LEN_MIN} to {SEALED_LEN_MAX} bytes |"),
         format!("| twin document | {TWIN_LEN_MAX} bytes |"),
+        format!("| `keyRenewal` section | {SECTION_LEN_MAX} bytes |"),
         format!("| `agent` | {AGENT_LEN_MAX} bytes |"),
         format!("| `sequence` | {SEQUENCE_MAX} |"),
     ] {

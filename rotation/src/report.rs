@@ -35,6 +35,8 @@ pub enum Reason {
     Storage,
     /// The document can't be read.
     Malformed,
+    /// The document is too large to be read.
+    TwinTooLarge,
     /// The offered key is damaged.
     Checksum,
     /// The key came in plain form, which the configuration forbids.

@@ -181,7 +181,13 @@ fn offered_key_that_is_held_and_refused_is_rejected() {
 
 #[test]
 fn broken_document_is_reported_and_changes_nothing_else() {
-    for reason in [Reason::Malformed, Reason::Checksum, Reason::UnsealedForbidden, Reason::CannotUnseal] {
+    for reason in [
+        Reason::Malformed,
+        Reason::TwinTooLarge,
+        Reason::Checksum,
+        Reason::UnsealedForbidden,
+        Reason::CannotUnseal,
+    ] {
         let mut table = gateway();
         let ring = table.state().ring;
         let (attempts, writes) = (table.attempts.len(), table.writes.len());
