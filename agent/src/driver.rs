@@ -20,7 +20,6 @@ mod status;
 use std::future::pending;
 use std::time::Duration;
 
-use rumqttc::mqttbytes::v4::Packet;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -44,7 +43,7 @@ use crate::hub::dial::Dial;
 use crate::hub::outbox::Outbox;
 use crate::hub::session::Session;
 use crate::hub::time::AskError;
-use crate::hub::wire::WireError;
+use crate::hub::wire::{Received, WireError};
 use crate::keyring::{KeyRing, named_keys};
 use crate::local::Request;
 use crate::store::{Files, Store};
@@ -148,8 +147,8 @@ pub struct Driver<F: Files + Send + 'static> {
 }
 
 enum Happening<F> {
-    Came(Result<Packet, WireError>),
-    CameLate(Result<Packet, WireError>),
+    Came(Result<Received, WireError>),
+    CameLate(Result<Received, WireError>),
     Progressed(Progress),
     Saved(Option<Saved<F>>),
     Asked(Request),
@@ -231,8 +230,8 @@ impl<F: Files + Send + 'static> Driver<F> {
             self.watch();
             self.pursue();
             match self.next_happening().await {
-                Happening::Came(packet) => self.came(packet),
-                Happening::CameLate(packet) => self.came_late(packet),
+                Happening::Came(received) => self.came(received),
+                Happening::CameLate(received) => self.came_late(received),
                 Happening::Progressed(progress) => self.progressed(progress),
                 Happening::Saved(saved) => self.saved(saved),
                 Happening::Asked(request) => self.asked(request),
@@ -265,8 +264,8 @@ impl<F: Files + Send + 'static> Driver<F> {
             saved = end_of(&mut self.saving) => Happening::Saved(saved),
             progress = progress_of(&mut self.attempt, is_quiet) => Happening::Progressed(progress),
             answer = self.question.answer() => Happening::Told(answer),
-            packet = next_packet(self.retiring.as_mut().map(|(session, _)| session)) => Happening::CameLate(packet),
-            packet = next_packet(self.live.as_mut().map(|live| &mut live.session)) => Happening::Came(packet),
+            late = next_of(self.retiring.as_mut().map(|(session, _)| session)) => Happening::CameLate(late),
+            received = next_of(self.live.as_mut().map(|live| &mut live.session)) => Happening::Came(received),
             Some(request) = self.requests.recv() => Happening::Asked(request),
             () = tokio::time::sleep_until(deadline) => Happening::Deadline,
         }
@@ -426,7 +425,7 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 }
 
-async fn next_packet(session: Option<&mut Session>) -> Result<Packet, WireError> {
+async fn next_of(session: Option<&mut Session>) -> Result<Received, WireError> {
     match session {
         Some(session) => session.next().await,
         None => pending().await,

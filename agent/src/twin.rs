@@ -183,7 +183,8 @@ fn open(
     }
 }
 
-fn invalid(rotation: Option<RotationId>, reason: Reason) -> rotation::Desired {
+/// What the machine is told of a document that is no offer.
+pub fn invalid(rotation: Option<RotationId>, reason: Reason) -> rotation::Desired {
     let reason = match reason {
         Reason::Refused => rotation::Reason::Refused,
         Reason::Clock => rotation::Reason::Clock,

@@ -9,19 +9,20 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
     ConnAck, ConnectReturnCode, Packet, PubAck, Publish, SubAck, SubscribeReasonCode,
 };
 use serde_json::json;
-use tokio::io::DuplexStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use twinkey_agent::hub::Timing;
 use twinkey_agent::hub::dial::DialError;
 use twinkey_agent::hub::outbox::{Message, Outbox};
 use twinkey_agent::hub::session::{ConnectError, Credentials, Event, Session, SessionError, connect};
-use twinkey_agent::hub::wire::{Wire, WireError};
+use twinkey_agent::hub::wire::{PACKET_LEN_MAX, Received, Wire, WireError};
 use twinkey_contract::Identity;
 
 fn credentials() -> Credentials {
@@ -33,20 +34,31 @@ fn credentials() -> Credentials {
 }
 
 fn pair() -> (Box<DuplexStream>, Wire<DuplexStream>) {
-    let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    (Box::new(ours), Wire::new(theirs))
+    let (ours, theirs) = streams();
+    (ours, Wire::new(theirs))
 }
 
-async fn say(hub: &mut Wire<DuplexStream>, packet: Packet) {
+fn streams() -> (Box<DuplexStream>, DuplexStream) {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    (Box::new(ours), theirs)
+}
+
+async fn say<S: AsyncRead + AsyncWrite + Unpin>(hub: &mut Wire<S>, packet: Packet) {
     hub.queue(&packet).unwrap();
     hub.flush().await.unwrap();
 }
 
 /// A session that is connected and subscribed, and has asked for the twin.
 async fn begun() -> (Session, Wire<DuplexStream>) {
-    let (stream, mut hub) = pair();
+    let (session, stream) = begun_on_stream().await;
+    (session, Wire::new(stream))
+}
+
+async fn begun_on_stream() -> (Session, DuplexStream) {
+    let (stream, mut theirs) = streams();
+    let mut hub = Wire::new(&mut theirs);
     let (connected, ()) = tokio::join!(connect(stream, credentials(), &Timing::DEFAULT), async {
-        assert!(matches!(hub.next().await.unwrap(), Packet::Connect(_)));
+        assert!(matches!(hub.next().await.unwrap(), Received::Packet(Packet::Connect(_))));
         say(&mut hub, Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))).await;
     });
     let (wire, _) = connected.unwrap();
@@ -59,13 +71,16 @@ async fn begun() -> (Session, Wire<DuplexStream>) {
     )
     .await;
     hear(&mut session).await.unwrap();
-    (session, hub)
+    (session, theirs)
 }
 
 /// Lets the session send, and gives the hub's next packet.
-async fn exchange(session: &mut Session, hub: &mut Wire<DuplexStream>) -> Packet {
+async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(session: &mut Session, hub: &mut Wire<S>) -> Packet {
     tokio::select! {
-        packet = hub.next() => packet.unwrap(),
+        received = hub.next() => match received.unwrap() {
+            Received::Packet(packet) => packet,
+            Received::TooLarge(announced) => panic!("{announced:?}"),
+        },
         packet = session.next() => panic!("the session heard {packet:?}"),
     }
 }
@@ -124,7 +139,6 @@ async fn a_hub_that_hangs_up_instead_of_answering_is_no_refusal() {
 
 #[tokio::test(start_paused = true)]
 async fn garbage_in_place_of_mqtt_is_a_protocol_error() {
-    use tokio::io::AsyncWriteExt as _;
     let (ours, mut theirs) = tokio::io::duplex(1024);
     theirs.write_all("HTTP/1.1 400 Bad Request\r\n".repeat(8).as_bytes()).await.unwrap();
     let connected = connect(Box::new(ours), credentials(), &Timing::DEFAULT).await.map(|_| ());
@@ -299,4 +313,108 @@ async fn large_messages_travel_one_by_one() {
     assert_eq!((outbox.in_flight_count(), outbox.waiting_count()), (1, 2));
     outbox.acknowledge(1);
     assert_eq!((outbox.in_flight_count(), outbox.waiting_count()), (0, 2));
+}
+
+/// A PUBLISH of the hub's that is larger than the agent reads.
+fn too_large(topic: &str, qos: QoS) -> Packet {
+    let mut publish = Publish::new(topic, qos, vec![b' '; PACKET_LEN_MAX]);
+    publish.pkid = 9;
+    Packet::Publish(publish)
+}
+
+/// Lets the hub say something long, and the session hear it meanwhile.
+async fn pour(session: &mut Session, hub: &mut Wire<DuplexStream>, packet: Packet) -> Event {
+    let mut event = None;
+    let mut saying = std::pin::pin!(say(hub, packet));
+    loop {
+        tokio::select! {
+            () = &mut saying => return event.expect("the session has heard it"),
+            received = session.next() => {
+                event = Some(session.absorb(received.unwrap(), Instant::now()).unwrap());
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_twin_that_is_too_large_is_asked_for_again_after_the_next_hint_only_and_the_report_is_sent() {
+    let (mut session, mut hub) = begun().await;
+    for hints in 0..3 {
+        session.pursue(None, None, Instant::now()).unwrap();
+        let Packet::Publish(get) = exchange(&mut session, &mut hub).await else { panic!() };
+        let request = get.topic.strip_prefix("$iothub/twin/GET/?$rid=").unwrap();
+        let topic = format!("$iothub/twin/res/200/?$rid={request}");
+        let event = pour(&mut session, &mut hub, too_large(&topic, QoS::AtMostOnce)).await;
+        assert_eq!(event, Event::TwinTooLarge { len: PACKET_LEN_MAX });
+        session.pursue(None, Some(&json!({"hints": hints})), Instant::now()).unwrap();
+        let Packet::Publish(report) = exchange(&mut session, &mut hub).await else { panic!() };
+        assert!(report.topic.starts_with("$iothub/twin/PATCH/properties/reported/"), "{}", report.topic);
+        let request = report.topic.split_once("$rid=").unwrap().1;
+        say(
+            &mut hub,
+            Packet::Publish(Publish::new(
+                format!("$iothub/twin/res/204/?$rid={request}"),
+                QoS::AtMostOnce,
+                "",
+            )),
+        )
+        .await;
+        hear(&mut session).await.unwrap();
+        // Nothing else is under way: the ping is the next thing that the session does.
+        let before = session.deadline(None);
+        assert!(before > Instant::now() + Timing::DEFAULT.answer);
+        session.pursue(None, Some(&json!({"hints": hints})), Instant::now()).unwrap();
+        assert_eq!(session.deadline(None), before);
+        // The hint itself may be too large.
+        let topic = "$iothub/twin/PATCH/properties/desired/?$version=2";
+        assert_eq!(pour(&mut session, &mut hub, too_large(topic, QoS::AtMostOnce)).await, Event::Nothing);
+    }
+    assert_eq!(answer_twin(&mut session, &mut hub, 200, "{}").await, Event::Twin(Bytes::from("{}")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_call_that_is_too_large_is_answered_and_a_message_that_is_too_large_is_acknowledged() {
+    let (mut session, mut hub) = begun().await;
+    let call = too_large("$iothub/methods/POST/keyRenewal/?$rid=7", QoS::AtMostOnce);
+    assert_eq!(pour(&mut session, &mut hub, call).await, Event::Nothing);
+    let Packet::Publish(answer) = exchange(&mut session, &mut hub).await else { panic!() };
+    assert_eq!(answer.topic, "$iothub/methods/res/413/?$rid=7");
+    for topic in ["$iothub/methods/POST/keyRenewal/?$rid=8", "devices/d/messages/devicebound/"] {
+        assert_eq!(pour(&mut session, &mut hub, too_large(topic, QoS::AtLeastOnce)).await, Event::Nothing);
+        assert_eq!(exchange(&mut session, &mut hub).await, Packet::PubAck(PubAck::new(9)));
+        if topic.contains("methods") {
+            assert!(matches!(exchange(&mut session, &mut hub).await, Packet::Publish(_)));
+        }
+    }
+    answer_twin(&mut session, &mut hub, 200, "{}").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_waited_for_as_long_as_a_large_packet_comes_in_before_it() {
+    for topic in ["$iothub/twin/res/200/?$rid=g1", "$iothub/methods/POST/m/?$rid=1"] {
+        let (mut session, mut stream) = begun_on_stream().await;
+        // A request and a message are without an answer, and the link is slow.
+        let mut outbox = Outbox::default();
+        let (acknowledged, _) = oneshot::channel();
+        outbox.push(Message { topic: "t".into(), payload: Bytes::new(), acknowledged }).unwrap();
+        session.pursue(Some(&mut outbox), None, Instant::now()).unwrap();
+        let mut bytes = bytes::BytesMut::new();
+        too_large(topic, QoS::AtMostOnce).write(&mut bytes, usize::MAX).unwrap();
+        let pause = Timing::DEFAULT.answer - Duration::from_secs(1);
+        let began = Instant::now();
+        for piece in bytes.chunks(60_000) {
+            stream.write_all(piece).await.unwrap();
+            while let Some(received) = session.next().now_or_never() {
+                session.absorb(received.unwrap(), Instant::now()).unwrap();
+            }
+            tokio::time::advance(pause).await;
+            session.pursue(Some(&mut outbox), None, Instant::now()).unwrap();
+            assert!(session.deadline(Some(&outbox)) > Instant::now());
+        }
+        assert!(began.elapsed() > Timing::DEFAULT.answer * 6);
+        // Then the hub has its time again, and no more.
+        tokio::time::advance(Timing::DEFAULT.answer + Duration::from_secs(1)).await;
+        let error = session.pursue(Some(&mut outbox), None, Instant::now()).unwrap_err();
+        assert!(matches!(error, SessionError::Silent { .. }), "{error}");
+    }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use twinkey_agent::clock::MADE_UNIX_SECS;
 use twinkey_agent::supervisor::Notice;
 
-use self::support::{Agent, Answer, Hub, Start, TODAY, counter, is_connected};
+use self::support::{Agent, Answer, Hub, Start, TODAY, TwinAnswer, counter, is_connected};
 
 const YEAR_SECS: u64 = 365 * 86_400;
 
@@ -331,6 +331,57 @@ async fn a_hub_that_closes_the_connection_when_it_refuses_another_one_is_no_riva
     }
     assert!(!suspects(&agent.status().await, "duel"));
     agent.stop().await;
+}
+
+/// Desired properties that are larger than what the agent reads, though a hub counts 30 bytes of them.
+fn uncounted() -> Value {
+    (0..30)
+        .map(|n| (format!("{n:02}"), "\u{1}".repeat(4_096).into()))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_twin_that_is_too_large_is_asked_for_once_for_each_connection_and_change_and_costs_nothing_else() {
+    let hub = judging(1);
+    hub.twin.lock().unwrap()["desired"] = uncounted();
+    let agent = Agent::start(&hub, "");
+    let status = agent.until("the reason", |_| report(&hub)["reason"] == "twin-too-large").await;
+    assert_eq!((report(&hub)["status"].as_str(), &report(&hub)["rotation"]), (Some("invalid"), &Value::Null));
+    assert_eq!(report(&hub)["active"], "primary");
+    assert!(suspects(&status, "twin-too-large"), "{status}");
+    let gets = || hub.twin_gets.load(Ordering::SeqCst);
+    for number in 0..8 {
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        agent.publish(number).await.await.unwrap();
+    }
+    assert!(hub.connections() > 5, "token by token");
+    assert_eq!(gets(), hub.connections());
+    let before = (gets(), hub.connections());
+    hub.desire(uncounted());
+    agent.until("a look at it", |_| gets() > before.0).await;
+    agent.publish(8).await.await.unwrap();
+    hub.desire(json!({}));
+    let is_well = |status: &Value| status["suspicions"] == json!([]) && report(&hub)["status"] == "idle";
+    agent.until("it heals", is_well).await;
+    assert_eq!(report(&hub)["reason"], Value::Null);
+    assert_eq!((gets(), hub.connections()), (before.0 + 2, before.1));
+    assert_eq!(counter(&agent.status().await, "lost"), 0);
+    agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_that_end_for_the_twins_sake_are_no_duel() {
+    for answer in [TwinAnswer::CutOff, TwinAnswer::Garbage] {
+        let hub = judging(1);
+        hub.twin.lock().unwrap()["desired"] = uncounted();
+        *hub.twin_answer.lock().unwrap() = answer;
+        let agent = Agent::start(&hub, "");
+        let status = agent.until("many losses", |status| counter(status, "lost") > 12).await;
+        assert!(!suspects(&status, "duel"), "{status}");
+        assert_eq!(suspects(&status, "twin-too-large"), answer == TwinAnswer::CutOff);
+        agent.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

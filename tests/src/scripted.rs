@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
-use twinkey_agent::hub::wire::{Wire, WireError};
+use twinkey_agent::hub::wire::{Received, Wire, WireError};
 
 /// A topic's prefix that asks for the twin.
 const TWIN_GET: &str = "$iothub/twin/GET/?$rid=";
@@ -115,8 +115,8 @@ async fn serve(tcp: TcpStream, tls: TlsAcceptor, mut twins: watch::Receiver<Byte
     loop {
         let answer = tokio::select! {
             packet = wire.next() => match packet {
-                Ok(packet) => answer(packet, &twins.borrow(), &mut seen.lock().unwrap()),
-                Err(_) => return,
+                Ok(Received::Packet(packet)) => answer(packet, &twins.borrow(), &mut seen.lock().unwrap()),
+                Ok(Received::TooLarge(_)) | Err(_) => return,
             },
             Ok(()) = twins.changed() => {
                 Some(publish("$iothub/twin/PATCH/properties/desired/?$version=2".to_owned(), Bytes::from("{}")))

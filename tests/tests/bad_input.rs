@@ -19,6 +19,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use twinkey_contract::KeySlot;
 use twinkey_contract::report::{Reason, Status};
+use twinkey_contract::twin::TWIN_LEN_MAX;
 use twinkey_tests::gateway::{Agent, Gateway, Settings, connection_string, text};
 use twinkey_tests::hub::{Keys, TestHub, is_about};
 use twinkey_tests::offers;
@@ -222,7 +223,7 @@ async fn a_twin_that_is_no_json_is_reported_invalid_and_the_session_goes_on() {
     let stored = async || Some(gateway.key_rings()).filter(|held| held.len() == 2);
     let held = until("the acceptance is stored", stored).await;
     let mut too_long = EMPTY_TWIN.to_vec();
-    too_long.resize(200_000, b' ');
+    too_long.resize(TWIN_LEN_MAX + 1, b' ');
     let deep = [br#"{"desired": "#.to_vec(), vec![b'['; 100_000]].concat();
     let twins: [&[u8]; 12] = [
         b"",
@@ -242,7 +243,8 @@ async fn a_twin_that_is_no_json_is_reported_invalid_and_the_session_goes_on() {
         println!("{}", twin[..twin.len().min(60)].escape_ascii());
         hub.show_twin(twin);
         let report = reported("invalid").await;
-        assert_eq!(report["keyRenewal"]["reason"], "malformed");
+        let reason = if twin.len() > TWIN_LEN_MAX { "twin-too-large" } else { "malformed" };
+        assert_eq!(report["keyRenewal"]["reason"], reason);
         hub.show_twin(EMPTY_TWIN);
         reported("idle").await;
     }

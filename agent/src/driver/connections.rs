@@ -14,7 +14,7 @@ use crate::chain::Chain;
 use crate::clock::Instant;
 use crate::config::Takeover;
 use crate::hub::session::{ConnectError, Event, Session, SessionError};
-use crate::hub::wire::WireError;
+use crate::hub::wire::{Received, WireError};
 use crate::store::Files;
 use crate::token;
 
@@ -139,13 +139,14 @@ impl<F: Files + Send + 'static> Driver<F> {
         self.suspect();
     }
 
-    pub(super) fn came(&mut self, packet: Result<Packet, WireError>) {
+    pub(super) fn came(&mut self, received: Result<Received, WireError>) {
         let now = self.clock.now();
         let Some(live) = self.live.as_mut() else { return };
-        match packet.map_err(SessionError::from).and_then(|packet| live.session.absorb(packet, now)) {
+        match received.map_err(SessionError::from).and_then(|received| live.session.absorb(received, now)) {
             Ok(Event::Nothing) => {}
             Ok(Event::Acknowledged(packet_id)) => self.outbox.acknowledge(packet_id),
             Ok(Event::Twin(document)) => self.read_twin(&document),
+            Ok(Event::TwinTooLarge { len }) => self.pass_over_twin(len),
             Ok(Event::Method { name, request, payload }) => self.answer_method(&name, &request, &payload),
             Ok(Event::ReportRefused { status }) => {
                 tracing::error!(
@@ -158,9 +159,9 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 
     /// From the connection that was taken over only acknowledgements still count.
-    pub(super) fn came_late(&mut self, packet: Result<Packet, WireError>) {
-        match packet {
-            Ok(Packet::PubAck(answer)) => self.outbox.acknowledge(answer.pkid),
+    pub(super) fn came_late(&mut self, received: Result<Received, WireError>) {
+        match received {
+            Ok(Received::Packet(Packet::PubAck(answer))) => self.outbox.acknowledge(answer.pkid),
             Ok(_) => {}
             Err(_) => self.retiring = None,
         }
@@ -181,7 +182,13 @@ impl<F: Files + Send + 'static> Driver<F> {
         self.counters.lost += 1;
         tracing::warn!(error = %Chain(error), "the connection is gone");
         self.outcomes.lost(format!("the connection is gone: {}", Chain(error)));
-        if let (Some(live), SessionError::Wire(_)) = (&self.live, error) {
+        // A kick comes from elsewhere: not where we hung up on what is no MQTT, nor in the midst of a twin that is large
+        // enough to be the reason itself.
+        let is_hang_up = |live: &Live| match error {
+            SessionError::Wire(error) => error.is_hang_up() && !live.session.is_skipping(),
+            SessionError::Silent { .. } | SessionError::Subscription { .. } => false,
+        };
+        if let Some(live) = self.live.as_ref().filter(|live| is_hang_up(live)) {
             // A hub may close the connection that stands when it refuses another one: our own doing.
             let is_own_doing = self
                 .refused_at

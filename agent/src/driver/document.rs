@@ -3,8 +3,10 @@
 
 use serde_json::{Value, json};
 use twinkey_contract::KeySlot;
+use twinkey_contract::offer::{OfferError, OfferErrorKind};
 use twinkey_contract::report::{Nonce, Reason, Report};
-use twinkey_rotation::{Input, Verdict};
+use twinkey_contract::twin::{Twin, TwinError};
+use twinkey_rotation::{Desired, Input, Verdict};
 
 use super::Driver;
 use crate::store::Files;
@@ -38,10 +40,7 @@ impl<F: Files + Send + 'static> Driver<F> {
     }
 
     pub(super) fn read_twin(&mut self, document: &[u8]) {
-        let reported = serde_json::from_slice::<Value>(document)
-            .ok()
-            .and_then(|mut twin| twin.get_mut("reported").map(Value::take));
-        let stands = reported.and_then(|reported| Report::read(&reported).ok().flatten());
+        let stands = Twin::find(document).ok().and_then(|twin| twin.report().ok().flatten());
         if let (Some(live), Some(report), Some(patch)) =
             (self.live.as_mut(), &self.report, &self.report_patch)
         {
@@ -54,6 +53,16 @@ impl<F: Files + Send + 'static> Driver<F> {
         }
         let (desired, complaint) =
             twin::read_desired(document, &mut self.key_ring, &self.state.ring, &self.config.rotation);
+        self.take_desired(desired, complaint);
+    }
+
+    /// The twin was too large to be read, and was passed over.
+    pub(super) fn pass_over_twin(&mut self, len: usize) {
+        let error = OfferError::from(OfferErrorKind::from(TwinError::TooLarge { len }));
+        self.take_desired(twin::invalid(error.rotation, error.code()), Some(error.to_string()));
+    }
+
+    fn take_desired(&mut self, desired: Desired, complaint: Option<String>) {
         // Once per change: a bad offer stands until somebody takes it away.
         if let Some(what) = complaint.as_ref().filter(|_| self.counters.complaint != complaint) {
             tracing::warn!(error = what, "the offer in the twin can't be used; the keys stay as they are");

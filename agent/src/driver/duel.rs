@@ -18,7 +18,7 @@ pub(super) struct Duel {
 }
 
 impl Duel {
-    /// The hub closed a connection of this age.
+    /// The hub, or somebody on the way, closed a connection of this age.
     pub(super) fn hung_up(&mut self, age: Duration) {
         self.kicks = if age < SHORT { self.kicks.saturating_add(1) } else { 0 };
         self.judge();

@@ -1,7 +1,7 @@
 //! What the agent says of itself to programs on this machine.
 
 use serde_json::{Value, json};
-use twinkey_rotation::KeySlot;
+use twinkey_rotation::{KeySlot, Reason};
 
 use super::Driver;
 use super::outcomes::Kind;
@@ -100,6 +100,12 @@ impl<F: Files + Send + 'static> Driver<F> {
                 "this key ring is older than what it reported: renew the device's keys again, so that it gets those it has missed",
             );
         }
+        if self.is_twin_too_large() {
+            add(
+                "twin-too-large",
+                "take large properties out of the twin, control characters and lists of empty values above all, which the hub does not count; until then no offer is read, and the rest goes on",
+            );
+        }
         if self.counters.is_disk_failing {
             add(Kind::Storage.code(), Kind::Storage.advice());
         }
@@ -107,6 +113,10 @@ impl<F: Files + Send + 'static> Driver<F> {
             add(Kind::Clock.code(), Kind::Clock.advice());
         }
         all
+    }
+
+    fn is_twin_too_large(&self) -> bool {
+        self.state.invalid.is_some_and(|invalid| invalid.reason == Reason::TwinTooLarge)
     }
 
     /// One line for the supervisor.

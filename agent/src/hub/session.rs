@@ -10,7 +10,7 @@ use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
     Connect, ConnectReturnCode, Packet, PubAck, Publish, Subscribe, SubscribeFilter, SubscribeReasonCode,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 use twinkey_contract::Identity;
 use zeroize::Zeroize as _;
@@ -20,7 +20,7 @@ use super::Timing;
 use super::dial::{DialError, Stage, Stream};
 use super::outbox::Outbox;
 use super::topics::{self, Incoming};
-use super::wire::{Wire, WireError};
+use super::wire::{Announced, Received, Wire, WireError};
 use crate::clock::Instant;
 
 /// Packet identifier of SUBSCRIBE, above those that messages use.
@@ -99,7 +99,7 @@ pub async fn connect(
     let answer = timeout(timing.connect, wire.next())
         .await
         .map_err(|_| DialError::Timeout { stage: Stage::Connect, after: timing.connect })??;
-    let Packet::ConnAck(answer) = answer else {
+    let Received::Packet(Packet::ConnAck(answer)) = answer else {
         return Err(ConnectError::Unexpected);
     };
     match answer.code {
@@ -130,6 +130,11 @@ pub struct Session {
     put_off: PutOff,
     /// How much longer an answer may take because of the messages on their way before it.
     transfer_time: Duration,
+    /// Bytes that had come in at the last look, and whether a packet had come in part.
+    received_len: u64,
+    is_amid_packet: bool,
+    /// When a part of a packet had come in at the last look.
+    part_seen_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -138,6 +143,15 @@ struct Request {
     sent_at: Instant,
     /// What is reported once the hub says yes.
     body: Value,
+}
+
+/// What was published.
+enum Body {
+    Whole(Bytes),
+    /// It was passed over.
+    TooLarge {
+        len: usize,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -153,6 +167,11 @@ pub enum Event {
     Nothing,
     /// The whole twin, as JSON text.
     Twin(Bytes),
+    /// The twin is too large to be read. It is asked for again after the next change of desired properties.
+    TwinTooLarge {
+        /// Its length in bytes.
+        len: usize,
+    },
     /// A direct method is called.
     Method {
         /// Its name.
@@ -215,17 +234,37 @@ impl Session {
             reported: None,
             put_off: PutOff::default(),
             transfer_time: Duration::ZERO,
+            received_len: 0,
+            is_amid_packet: false,
+            part_seen_at: None,
         })
     }
 
     /// Sends what is queued and waits for the next packet; cancel-safe.
-    pub async fn next(&mut self) -> Result<Packet, WireError> {
+    pub async fn next(&mut self) -> Result<Received, WireError> {
         self.wire.next().await
     }
 
-    /// Takes a packet in.
-    pub fn absorb(&mut self, packet: Packet, now: Instant) -> Result<Event, SessionError> {
+    /// Whether something too large is being passed over.
+    pub fn is_skipping(&self) -> bool {
+        self.wire.is_skipping()
+    }
+
+    /// Takes in what has come.
+    pub fn absorb(&mut self, received: Received, now: Instant) -> Result<Event, SessionError> {
         self.last_in = now;
+        match received {
+            Received::Packet(packet) => self.absorb_packet(packet, now),
+            Received::TooLarge(Some(Announced { topic, packet_id, payload_len })) => {
+                let body = Body::TooLarge { len: payload_len };
+                Ok(self.absorb_publish(&topic, packet_id, body, now)?)
+            }
+            // No hub sends such a one. If it was an answer, that is missed.
+            Received::TooLarge(None) => Ok(Event::Nothing),
+        }
+    }
+
+    fn absorb_packet(&mut self, packet: Packet, now: Instant) -> Result<Event, SessionError> {
         match packet {
             Packet::PingResp => self.ping_sent_at = None,
             Packet::PubAck(PubAck { pkid }) => return Ok(Event::Acknowledged(pkid)),
@@ -239,10 +278,9 @@ impl Session {
                 }
             }
             Packet::Publish(publish) => {
-                if publish.qos != QoS::AtMostOnce {
-                    self.queue(&Packet::PubAck(PubAck::new(publish.pkid)), now)?;
-                }
-                return Ok(self.absorb_publish(publish, now));
+                let packet_id = (publish.qos != QoS::AtMostOnce).then_some(publish.pkid);
+                let body = Body::Whole(publish.payload);
+                return Ok(self.absorb_publish(&publish.topic, packet_id, body, now)?);
             }
             Packet::Connect(_)
             | Packet::ConnAck(_)
@@ -259,31 +297,49 @@ impl Session {
         Ok(Event::Nothing)
     }
 
-    fn absorb_publish(&mut self, publish: Publish, now: Instant) -> Event {
-        match Incoming::parse(&publish.topic) {
-            Some(Incoming::TwinAnswer { status, request }) => {
-                self.absorb_answer(status, request, publish.payload, now)
-            }
+    fn absorb_publish(
+        &mut self,
+        topic: &str,
+        packet_id: Option<u16>,
+        body: Body,
+        now: Instant,
+    ) -> Result<Event, WireError> {
+        if let Some(packet_id) = packet_id {
+            // What is too large, too: it would come again for ever.
+            self.queue(&Packet::PubAck(PubAck::new(packet_id)), now)?;
+        }
+        Ok(match Incoming::parse(topic) {
+            Some(Incoming::TwinAnswer { status, request }) => self.absorb_answer(status, request, body, now),
             Some(Incoming::Desired) => {
                 // A hint that something changed; the whole document is the truth.
                 self.is_twin_wanted = true;
                 Event::Nothing
             }
-            Some(Incoming::Method { name, request }) => {
-                Event::Method { name: name.to_owned(), request: request.to_owned(), payload: publish.payload }
-            }
+            Some(Incoming::Method { name, request }) => match body {
+                Body::Whole(payload) => {
+                    Event::Method { name: name.to_owned(), request: request.to_owned(), payload }
+                }
+                Body::TooLarge { .. } => {
+                    let error = json!({"error": "the payload is too large"});
+                    self.answer_method(413, request, &error, now)?;
+                    Event::Nothing
+                }
+            },
             None => Event::Nothing,
-        }
+        })
     }
 
     /// An answer to a request of this session; answers to anybody else's are none.
-    fn absorb_answer(&mut self, status: u16, request: &str, payload: Bytes, now: Instant) -> Event {
+    fn absorb_answer(&mut self, status: u16, request: &str, body: Body, now: Instant) -> Event {
         if self.twin_request.as_ref().is_some_and(|waiting| waiting.id == request) {
             self.twin_request = None;
             if status == 200 {
                 self.put_off = PutOff::default();
                 self.has_twin = true;
-                return Event::Twin(payload);
+                return match body {
+                    Body::Whole(document) => Event::Twin(document),
+                    Body::TooLarge { len } => Event::TwinTooLarge { len },
+                };
             }
             self.is_twin_wanted = true;
             self.put_off(now);
@@ -338,6 +394,7 @@ impl Session {
         if let Some(outbox) = &outbox {
             self.transfer_time = outbox.transfer_time();
         }
+        self.look_for_part_of_packet(now);
         let patience = self.timing.answer + self.transfer_time;
         for (what, sent_at) in self.debts(outbox.as_deref()) {
             if now.saturating_duration_since(sent_at) >= patience {
@@ -362,6 +419,16 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// A large packet comes in for long on a slow link, and no answer can come before its end.
+    fn look_for_part_of_packet(&mut self, now: Instant) {
+        let (received_len, is_amid_packet) = (self.wire.received_len(), self.wire.is_amid_packet());
+        if received_len != self.received_len && (is_amid_packet || self.is_amid_packet) {
+            self.part_seen_at = Some(now);
+        }
+        self.received_len = received_len;
+        self.is_amid_packet = is_amid_packet;
     }
 
     fn pursue_twin(&mut self, report: Option<&Value>, now: Instant) -> Result<(), WireError> {
@@ -399,8 +466,9 @@ impl Session {
         }
     }
 
-    /// What the hub owes an answer to, and since when.
+    /// What the hub owes an answer to, and since when it could have come.
     fn debts(&self, outbox: Option<&Outbox>) -> impl Iterator<Item = (&'static str, Instant)> + use<> {
+        let part_seen_at = self.part_seen_at;
         let requested = |request: &Option<Request>| request.as_ref().map(|request| request.sent_at);
         [
             ("a ping", self.ping_sent_at),
@@ -410,7 +478,7 @@ impl Session {
             ("a message", outbox.and_then(Outbox::oldest_sent_at)),
         ]
         .into_iter()
-        .filter_map(|(what, since)| since.map(|since| (what, since)))
+        .filter_map(move |(what, since)| since.map(|since| (what, part_seen_at.unwrap_or(since).max(since))))
     }
 
     /// At three quarters of the keep-alive after the last packet of the quieter side: traffic in one direction only

@@ -9,7 +9,7 @@ use rumqttc::mqttbytes::v4::{
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use twinkey_agent::hub::wire::Wire;
+use twinkey_agent::hub::wire::{Received, Wire};
 
 use crate::net::End;
 use crate::world::{Answer, World};
@@ -49,7 +49,7 @@ async fn converse(
         _ = closed(orders) => return false,
         packet = tokio::time::timeout(CONNECT_WITHIN, wire.next()) => packet,
     };
-    let Ok(Ok(Packet::Connect(connect))) = hello else { return false };
+    let Ok(Ok(Received::Packet(Packet::Connect(connect)))) = hello else { return false };
     let delay_ms = match world.with(|w| w.connect_comes(connection, &connect)) {
         Answer::Nothing => {
             tokio::select! {
@@ -106,9 +106,9 @@ async fn attend(
                     later.push((Instant::now() + Duration::from_millis(delay_ms), packet));
                 }
             },
-            packet = wire.next() => {
+            received = wire.next() => {
                 last_in = Instant::now();
-                let Ok(packet) = packet else { return true };
+                let Ok(Received::Packet(packet)) = received else { return true };
                 let answers = match packet {
                     Packet::Subscribe(subscribe) => {
                         world.with(|w| w.subscribed(connection));

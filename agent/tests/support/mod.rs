@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
     ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, SubAck, SubscribeReasonCode,
@@ -28,7 +29,7 @@ use twinkey_agent::driver::{Driver, Parts, Signal};
 use twinkey_agent::hub::dial::{Asking, Dial, DialError, Dialling, Stage, Stream};
 use twinkey_agent::hub::outbox::Message;
 use twinkey_agent::hub::time::AskError;
-use twinkey_agent::hub::wire::Wire;
+use twinkey_agent::hub::wire::{Received, Wire};
 use twinkey_agent::keyring::{KeyRing, Registration};
 use twinkey_agent::local::{Replacement, Request};
 use twinkey_agent::store;
@@ -60,6 +61,16 @@ pub enum Answer {
     Mute,
 }
 
+/// What the hub does with a GET of the twin.
+#[derive(Clone, Copy, PartialEq)]
+pub enum TwinAnswer {
+    Whole,
+    /// Begins to answer and closes the connection.
+    CutOff,
+    /// Says something that is no MQTT.
+    Garbage,
+}
+
 /// A hub with one device.
 #[derive(Clone)]
 pub struct Hub {
@@ -74,8 +85,13 @@ pub struct Hub {
     pub unix_secs: u64,
     pub tells_time: Arc<Mutex<bool>>,
     pub began: Instant,
-    /// The answer to a GET of the twin.
+    /// The twin.
     pub twin: Arc<Mutex<Value>>,
+    pub twin_answer: Arc<Mutex<TwinAnswer>>,
+    /// How often it was asked for.
+    pub twin_gets: Arc<AtomicU64>,
+    /// Counts changes of desired properties.
+    desired: Arc<watch::Sender<u64>>,
     /// How fast the way to the hub is, in bytes a second; 0 is as fast as it gets.
     pub link_rate: Arc<AtomicU64>,
     /// Whether acknowledgements wait until the connection has been taken over, and come on it then.
@@ -97,6 +113,9 @@ impl Hub {
             tells_time: Arc::new(Mutex::new(true)),
             began: Instant::now(),
             twin: Arc::new(Mutex::new(json!({"desired": {}, "reported": {}}))),
+            twin_answer: Arc::new(Mutex::new(TwinAnswer::Whole)),
+            twin_gets: Arc::default(),
+            desired: Arc::new(watch::Sender::new(0)),
             link_rate: Arc::default(),
             acknowledges_late: Arc::default(),
             takes_reports: Arc::new(Mutex::new(true)),
@@ -105,6 +124,12 @@ impl Hub {
 
     pub fn connections(&self) -> u64 {
         *self.epoch.borrow()
+    }
+
+    /// Replaces the desired properties, and tells the device.
+    pub fn desire(&self, desired: Value) {
+        self.twin.lock().unwrap()["desired"] = desired;
+        self.desired.send_modify(|version| *version += 1);
     }
 
     /// The hub's time.
@@ -127,7 +152,7 @@ impl Hub {
 
     async fn serve(self, stream: DuplexStream) {
         let mut wire = Wire::new(stream);
-        let Ok(Packet::Connect(hello)) = wire.next().await else { return };
+        let Ok(Received::Packet(Packet::Connect(hello))) = wire.next().await else { return };
         self.attempts.lock().unwrap().push(Instant::now());
         let mut answer = *self.answer.lock().unwrap();
         if let Answer::Judge(key) = answer {
@@ -154,21 +179,44 @@ impl Hub {
         let mut epoch = self.epoch.subscribe();
         say(&mut wire, Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, mine > 1))).await;
         let mut owed = Vec::new();
+        let mut desired = self.desired.subscribe();
         loop {
             let packet = tokio::select! {
                 _ = epoch.wait_for(|now| *now != mine) => break,
-                packet = wire.next() => packet,
+                Ok(()) = desired.changed() => None,
+                packet = wire.next() => Some(packet),
+            };
+            let Some(packet) = packet else {
+                let topic = "$iothub/twin/PATCH/properties/desired/?$version=2";
+                say(&mut wire, Packet::Publish(Publish::new(topic, QoS::AtMostOnce, "{}"))).await;
+                continue;
             };
             match packet {
-                Ok(Packet::Subscribe(subscribe)) => {
+                Ok(Received::Packet(Packet::Subscribe(subscribe))) => {
                     let codes = vec![SubscribeReasonCode::Success(QoS::AtMostOnce); subscribe.filters.len()];
                     say(&mut wire, Packet::SubAck(SubAck::new(subscribe.pkid, codes))).await;
                 }
-                Ok(Packet::Publish(publish)) => {
+                Ok(Received::Packet(Packet::Publish(publish))) => {
+                    if publish.topic.starts_with("$iothub/twin/GET/") {
+                        self.twin_gets.fetch_add(1, Ordering::SeqCst);
+                        let answer = *self.twin_answer.lock().unwrap();
+                        match answer {
+                            TwinAnswer::Whole => {}
+                            TwinAnswer::CutOff => {
+                                // What finds room in the stream.
+                                let _ = self.publish(&mut wire, publish).now_or_never();
+                                return;
+                            }
+                            TwinAnswer::Garbage => {
+                                say(&mut wire, Packet::SubAck(SubAck::new(1, Vec::new()))).await;
+                                continue;
+                            }
+                        }
+                    }
                     let answer = self.publish(&mut wire, publish).await;
                     owed.extend(answer.filter(|_| *self.acknowledges_late.lock().unwrap()));
                 }
-                Ok(Packet::PingReq) => say(&mut wire, Packet::PingResp).await,
+                Ok(Received::Packet(Packet::PingReq)) => say(&mut wire, Packet::PingResp).await,
                 Ok(_) => {}
                 Err(_) => return,
             }
