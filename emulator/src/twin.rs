@@ -359,6 +359,18 @@ mod tests {
     }
 
     #[test]
+    fn control_characters_and_empty_values_in_a_list_count_nothing() {
+        let uncounted: Map<_, _> =
+            (0..100).map(|n| (format!("{n:02}"), "\u{1}\u{85}\u{9f}".repeat(819).into())).collect();
+        let mut twin = Twin::new("t");
+        desire(&mut twin, uncounted.clone().into()).unwrap();
+        assert_eq!(object_len(&twin.desired.values), 200, "the names");
+        assert!(twin.device_view().to_string().len() > 500_000, "and all of it is there");
+        desire(&mut twin, json!({"list": vec![""; 10_000], "one": "x".repeat(4096)})).unwrap();
+        assert_eq!(object_len(&twin.desired.values), 200 + 4 + 3 + 4096);
+    }
+
+    #[test]
     fn replacing_forgets_what_is_not_named() {
         let mut twin = Twin::new("t0");
         desire(&mut twin, json!({"a": 1})).unwrap();

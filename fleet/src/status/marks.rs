@@ -35,6 +35,7 @@ pub(crate) enum Mark {
     ReportUnreadable,
     ContractUnknown,
     OfferUnreadable,
+    TwinTooLarge,
     OfferOld,
     RotationFailed,
     Storage,
@@ -42,7 +43,7 @@ pub(crate) enum Mark {
 }
 
 impl Mark {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::KeyUnknown,
         Self::ProofMissing,
         Self::ProofFails,
@@ -59,6 +60,7 @@ impl Mark {
         Self::ReportUnreadable,
         Self::ContractUnknown,
         Self::OfferUnreadable,
+        Self::TwinTooLarge,
         Self::OfferOld,
         Self::RotationFailed,
         Self::Storage,
@@ -84,6 +86,7 @@ impl Mark {
             Self::ReportUnreadable => "report-unreadable",
             Self::ContractUnknown => "contract-unknown",
             Self::OfferUnreadable => "offer-unreadable",
+            Self::TwinTooLarge => "twin-too-large",
             Self::OfferOld => "offer-old",
             Self::RotationFailed => "rotation-failed",
             Self::Storage => "storage",
@@ -130,6 +133,7 @@ impl Mark {
             Self::ReportUnreadable => "what stands in the reported properties is no report",
             Self::ContractUnknown => "the agent speaks another version of the contract than this program",
             Self::OfferUnreadable => "what stands in the desired properties is no offer",
+            Self::TwinTooLarge => "the twin is too large for the agent, which finds no offer in it",
             Self::OfferOld => "an offer has been standing for more than a day",
             Self::RotationFailed => {
                 "the last rotation was rejected or invalid; the device lives on its old key"
@@ -157,6 +161,7 @@ impl Mark {
             | Self::ReportUnreadable
             | Self::ContractUnknown
             | Self::OfferUnreadable
+            | Self::TwinTooLarge
             | Self::OfferOld
             | Self::RotationFailed
             | Self::Storage
@@ -202,7 +207,11 @@ pub(crate) fn marks(observed: &Observed, earlier: Option<&EarlierIdentity>, now:
             if report.active.is_some() && report.proof.is_none() {
                 mark(Mark::ProofMissing, true);
             }
-            mark(Mark::RotationFailed, matches!(report.status, Status::Rejected | Status::Invalid));
+            let is_twin_too_large = report.reason == Some(Reason::TwinTooLarge);
+            mark(Mark::TwinTooLarge, is_twin_too_large);
+            // Where the twin can't be read, nothing is said of a rotation.
+            let has_failed = matches!(report.status, Status::Rejected | Status::Invalid);
+            mark(Mark::RotationFailed, has_failed && !is_twin_too_large);
             if let Registry::Keys(keys) = &observed.registry {
                 mark(Mark::KeyUnknown, !is_active_key_known(observed, keys));
                 mark(Mark::SlotMismatch, has_slot_mismatch(observed, report, keys, now));
