@@ -1,7 +1,8 @@
 //! Any bytes from the hub after CONNECT was accepted: frames, then a session's view of them. A wire gives packets or an
-//! error, never a panic, and ends.
+//! error, never a panic, and ends. Zeros between two parts make packets that are too large, which are passed over.
 #![no_main]
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -14,11 +15,12 @@ use twinkey_agent::hub::outbox::Outbox;
 use twinkey_agent::hub::session::{Event, Session};
 use twinkey_agent::hub::wire::Wire;
 
-/// Gives its bytes in pieces of the size that its first byte names, and takes whatever is written.
+/// Gives its bytes in pieces, those of the filling at once, and takes whatever is written.
 struct Script {
     bytes: Vec<u8>,
     at: usize,
     piece: usize,
+    filling: Range<usize>,
 }
 
 impl AsyncRead for Script {
@@ -27,7 +29,8 @@ impl AsyncRead for Script {
         _: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let end = (self.at + self.piece.min(buffer.remaining())).min(self.bytes.len());
+        let piece = if self.filling.contains(&self.at) { self.filling.end - self.at } else { self.piece };
+        let end = (self.at + piece.min(buffer.remaining())).min(self.bytes.len());
         buffer.put_slice(&self.bytes[self.at..end]);
         self.at = end;
         Poll::Ready(Ok(()))
@@ -46,17 +49,20 @@ impl AsyncWrite for Script {
     }
 }
 
-fuzz_target!(|bytes: &[u8]| {
-    let Some((piece, bytes)) = bytes.split_first() else { return };
+fuzz_target!(|input: (u8, &[u8], u8, &[u8])| {
+    let (piece, head, filling, tail) = input;
+    let zeros = vec![0; usize::from(filling) << 12];
+    let filling = head.len()..head.len() + zeros.len();
+    let bytes = [head, &zeros, tail].concat();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let script = Script { bytes: bytes.to_vec(), at: 0, piece: usize::from(*piece) + 1 };
+        let script = Script { bytes, at: 0, piece: usize::from(piece) + 1, filling };
         let stream: Box<dyn Stream> = Box::new(script);
         let now = Instant::now();
         let Ok(mut session) = Session::begin(Wire::new(stream), Timing::DEFAULT, now) else { return };
         let mut outbox = Outbox::default();
-        while let Ok(packet) = session.next().await {
-            match session.absorb(packet, now) {
+        while let Ok(received) = session.next().await {
+            match session.absorb(received, now) {
                 Ok(Event::Acknowledged(packet_id)) => outbox.acknowledge(packet_id),
                 Ok(Event::Method { request, .. }) => {
                     if session.answer_method(200, &request, &serde_json::Value::Null, now).is_err() {
