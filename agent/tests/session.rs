@@ -413,7 +413,9 @@ async fn an_answer_is_waited_for_as_long_as_a_large_packet_comes_in_before_it() 
         }
         assert!(began.elapsed() > Timing::DEFAULT.answer * 6);
         // Then the hub has its time again, and no more.
-        tokio::time::advance(Timing::DEFAULT.answer + Duration::from_secs(1)).await;
+        tokio::time::advance(pause).await;
+        session.pursue(Some(&mut outbox), None, Instant::now()).unwrap();
+        tokio::time::advance(Duration::from_secs(2)).await;
         let error = session.pursue(Some(&mut outbox), None, Instant::now()).unwrap_err();
         assert!(matches!(error, SessionError::Silent { .. }), "{error}");
     }
