@@ -5,7 +5,7 @@ mod scripted_hub;
 
 use std::process::Output;
 
-use scripted_hub::{Canned, Device, LOGIN_KEY, Manner, ScriptedHub, State, base64, key};
+use scripted_hub::{Canned, Device, LOGIN_KEY, Manner, ScriptedHub, State, base64, key, unix_now_secs};
 use serde_json::Value;
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::report::{Reason, Status};
@@ -753,24 +753,47 @@ fn what_the_twin_says_when_the_lease_is_taken_decides() {
 }
 
 #[test]
-#[allow(clippy::disallowed_methods, reason = "a lease ends by the wall clock")]
 fn another_operators_lease_stops_every_run_and_a_lease_that_has_ended_none() {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    // The last one is of a clock that was years ahead.
-    for (until, exit_code) in [(now + 170, 1), (1, 0), (now + 86_400 * 365, 0)] {
-        for source in ["service", "local"] {
+    let somebody = "00112233445566778899aabbccddeeff";
+    let is_ended = [(-1, 0), (-86_400 * 365, 0)];
+    // No run writes one that lasts longer than 180 s.
+    let lasts_too_long = [(400, 0), (86_400 * 365, 0)];
+    for (left_secs, exit_code) in [(170, 1), (30, 1)].into_iter().chain(is_ended).chain(lasts_too_long) {
+        for (source, clock_ahead_secs) in [("service", 0), ("local", 200), ("service", -200), ("local", -200)]
+        {
             let hub = ScriptedHub::start([("d1", Device::with_agent())]);
-            let lease = serde_json::json!({"by": "somebody-1-2", "until": until});
+            let until = unix_now_secs().checked_add_signed(clock_ahead_secs + left_secs).unwrap();
+            hub.change(|state| state.clock_ahead_secs = clock_ahead_secs);
+            let lease = serde_json::json!({"by": somebody, "until": until});
             hub.device("d1", |d| d.tags = serde_json::json!({"keyRenewal": {"lease": lease}}));
             let flags = ["--key-type", "secondary", "--yes", "--key-source", source];
             let (output, json, stderr) = renew_devices(&hub, &["d1"], &flags);
-            assert_eq!(exit(&output), exit_code, "{source} {until}: {stderr}");
+            let context = format!("{source}, {left_secs} s left, hub {clock_ahead_secs:+} s: {stderr}");
+            assert_eq!(exit(&output), exit_code, "{context}");
             if exit_code == 1 {
                 assert_eq!(json[0]["outcome"].as_str(), Some("busy"));
-                assert!(stderr.contains("somebody-1-2"), "{stderr}");
+                assert!(stderr.contains(somebody), "{context}");
                 assert_eq!((hub.count(ORDER), hub.count("PUT"), hub.count("PATCH")), (0, 0, 0));
             }
         }
+    }
+}
+
+#[test]
+fn a_lease_ends_by_the_hubs_clock() {
+    for clock_ahead_secs in [0, 200, -200, 86_400] {
+        let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+        hub.change(|state| state.clock_ahead_secs = clock_ahead_secs);
+        let before = unix_now_secs();
+        let (output, _, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+        let after = unix_now_secs();
+        assert_eq!(exit(&output), 0, "{stderr}");
+        let (lease, _) = patches(&hub).into_iter().next().unwrap();
+        let until = lease["lease"]["until"].as_u64().unwrap();
+        let lasts =
+            |from: u64| i64::try_from(until).unwrap() - i64::try_from(from).unwrap() - clock_ahead_secs;
+        // A second, because `Date` has whole ones.
+        assert!(lasts(before) >= 179 && lasts(after) <= 180, "{clock_ahead_secs}: {until} from {before}");
     }
 }
 

@@ -1,22 +1,25 @@
-//! The clock: what the hub says of the time, over real TLS, and the real agent on a machine whose clock is wrong.
+//! The clock: what the hub says of the time, over real TLS, and the real agent and operators on machines whose clocks are
+//! wrong.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has failed, as it should")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use rustls::RootCertStore;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::process::Command;
 use tokio_rustls::TlsAcceptor;
 use twinkey_agent::clock::{Clock, MADE_UNIX_SECS};
 use twinkey_agent::hub::Timing;
 use twinkey_agent::hub::dial::{Dial as _, DialError, TlsDialler};
 use twinkey_agent::hub::time::AskError;
 use twinkey_agent::hub::tls::{Fault, Trust, fault_of};
-use twinkey_tests::gateway::{Gateway, Settings, connection_string};
+use twinkey_tests::gateway::{Gateway, Settings, connection_string, text};
 use twinkey_tests::hub::TestHub;
 use twinkey_tests::waiting::until;
 
@@ -137,6 +140,16 @@ fn clock_library() -> Option<PathBuf> {
     given.or_else(|| places.into_iter().map(PathBuf::from).find(|path| path.exists()))
 }
 
+/// What makes a program see a time that is this far ahead of the machine's.
+fn wrong_clock(library: &Path, ahead_secs: i64) -> Vec<(&'static str, String)> {
+    vec![
+        ("LD_PRELOAD", library.to_str().unwrap().to_owned()),
+        ("FAKETIME", format!("{ahead_secs:+}")),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ("PRETEND_SECONDS", ahead_secs.to_string()),
+    ]
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_real_agent_comes_up_whatever_its_machines_clock_says() {
     let Some(library) = clock_library() else {
@@ -153,12 +166,7 @@ async fn the_real_agent_comes_up_whatever_its_machines_clock_says() {
     {
         let keys = hub.create(device).await;
         let mut settings = Settings::for_hub(&hub);
-        settings.environment = vec![
-            ("LD_PRELOAD", library.to_str().unwrap().to_owned()),
-            ("FAKETIME", format!("{ahead_secs:+}")),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-            ("PRETEND_SECONDS", ahead_secs.to_string()),
-        ];
+        settings.environment = wrong_clock(&library, ahead_secs);
         let gateway = Gateway::with(settings, &connection_string("localhost", device, &keys.primary));
         let agent = gateway.start();
         let status =
@@ -182,5 +190,51 @@ async fn the_real_agent_comes_up_whatever_its_machines_clock_says() {
         assert_eq!(noted, again);
         assert!(noted.parse::<u64>().unwrap() >= MADE_UNIX_SECS);
         agent.stop().await;
+    }
+}
+
+/// The renewal of a key of `device`, which nobody answers: its lease stands until it gives up.
+fn endless_renewal(hub: &TestHub, device: &str, library: &Path, ahead_secs: i64) -> Command {
+    let mut command = hub.renewal(device, "secondary");
+    command.args(["--force-dark", device, "--plain", "--timeout", "60s"]);
+    command.envs(wrong_clock(library, ahead_secs));
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_operators_whose_clocks_are_minutes_apart_respect_each_others_leases() {
+    let Some(library) = clock_library() else {
+        eprintln!("skipped: libfaketime (Debian's package faketime) is not installed");
+        return;
+    };
+    let hub = TestHub::start().await;
+    for (device, first_secs, second_secs) in [("d1", -200, 200), ("d2", 200, -200), ("d3", 0, 200)] {
+        hub.create(device).await;
+        let mut first = endless_renewal(&hub, device, &library, first_secs).spawn().unwrap();
+        let twin = until("the first operator's offer", async || {
+            Some(hub.twin(device).await).filter(|twin| !twin["properties"]["desired"]["keyRenewal"].is_null())
+        })
+        .await;
+        let (ordered, lease) = (hub.keys(device).await, &twin["tags"]["keyRenewal"]["lease"]);
+
+        let second = endless_renewal(&hub, device, &library, second_secs).output().await.unwrap();
+        let said = text(&second.stderr);
+        let outcomes: Value = serde_json::from_slice(&second.stdout).unwrap_or_default();
+        assert_eq!(outcomes[0]["outcome"], "busy", "{device}: {outcomes} {said}");
+        assert_eq!(hub.keys(device).await, ordered, "{device}: a second key was made");
+        let left = said.split_once(", ").and_then(|(_, rest)| rest.split_once(" s left")).unwrap().0;
+        assert!((1..=180).contains(&left.parse::<u32>().unwrap()), "{said}");
+
+        // Killed, it holds nothing any more: others of this machine don't wait, whatever the clocks say.
+        first.kill().await.unwrap();
+        let mut third = endless_renewal(&hub, device, &library, second_secs).spawn().unwrap();
+        until("the next operator's lease", async || {
+            assert!(third.try_wait().unwrap().is_none(), "{device}: it has given up");
+            let taken = hub.twin(device).await["tags"]["keyRenewal"]["lease"]["by"].clone();
+            Some(()).filter(|()| taken != lease["by"])
+        })
+        .await;
+        third.kill().await.unwrap();
     }
 }

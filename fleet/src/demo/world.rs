@@ -81,7 +81,7 @@ impl World {
         let login = login.map_err(|e| Failure::failed(format!("the hub's own login: {}", chain(&e))))?;
         let hub =
             Arc::new(Hub::new(&login, Some(CaFile { path: &ready.ca_file, named_by: "the hub's CA" }))?);
-        let renewer = Renewer::new(hub.clone(), 1);
+        let renewer = Renewer::new(hub.clone(), 1)?;
         let observer = Observer::new(&ready.https, &ready.ca_file, DEVICE_ID)?;
         let identity = Identity::new(DEVICE_ID, None).map_err(|e| Failure::failed(e.to_string()))?;
         let device = hub.create_device(&identity, true).await?;

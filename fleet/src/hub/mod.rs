@@ -23,6 +23,7 @@ mod pace;
 #[cfg(test)]
 mod pace_tests;
 mod registry;
+mod time;
 mod transport;
 mod window;
 
@@ -143,6 +144,11 @@ impl Hub {
     /// The name that devices connect to: without the port of the REST interface.
     pub(crate) fn host_name(&self) -> &str {
         self.host_name.rsplit_once(':').map_or(&self.host_name, |(host, _)| host)
+    }
+
+    /// Unix seconds by the hub's clock, as its newest answer told them; by this machine's before the first one.
+    pub(crate) fn unix_now_secs(&self) -> u64 {
+        self.transport.unix_now_secs()
     }
 
     /// A device's or module's identity, with its keys.

@@ -11,9 +11,11 @@ use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Request, Url};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::error::HubError;
+use super::time::HubTime;
 use crate::clock::unix_now_secs;
 use crate::failure::Failure;
 
@@ -30,6 +32,7 @@ const CA_FILE_LEN_MAX: u64 = 1024 * 1024;
 pub(crate) struct Transport {
     http: reqwest::Client,
     origin: String,
+    time: HubTime,
 }
 
 /// A whole answer; its body may hold keys and is wiped.
@@ -71,7 +74,12 @@ impl Transport {
         // A proxy is for the world outside, not for a hub on this machine.
         let builder = if is_loopback(authority) { builder.no_proxy() } else { builder };
         let http = builder.build().map_err(|e| fail(&e))?;
-        Ok(Self { http, origin: format!("https://{authority}") })
+        Ok(Self { http, origin: format!("https://{authority}"), time: HubTime::default() })
+    }
+
+    /// Unix seconds by the clock of whoever answers; by this machine's before the first answer.
+    pub(crate) fn unix_now_secs(&self) -> u64 {
+        self.time.unix_secs(Instant::now(), unix_now_secs())
     }
 
     /// One exchange, without repetition. `path` starts with a slash and is percent-encoded.
@@ -107,8 +115,12 @@ impl Transport {
         let status = response.status().as_u16();
         let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
         let error_code = header("iothub-errorcode");
+        let date = header(DATE.as_str());
+        if let Some(date) = &date {
+            self.time.note(date, Instant::now());
+        }
         let retry_after = header(RETRY_AFTER.as_str())
-            .and_then(|text| read_retry_after(&text, header(DATE.as_str()).as_deref(), unix_now_secs()));
+            .and_then(|text| read_retry_after(&text, date.as_deref(), unix_now_secs()));
         let continuation = header("x-ms-continuation").filter(|text| !text.is_empty());
         let body = read_bounded(response, &call).await?;
         Ok(Answer { status, error_code, retry_after, continuation, body })

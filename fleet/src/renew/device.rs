@@ -14,6 +14,7 @@ use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId, tags};
 use super::belief::{Trust, proved_slot};
 use super::challenge;
 use super::change::{Changed, change_registry, lint, readable_keys};
+use super::holder::Holder;
 use super::lease;
 use super::offering::ToOffer;
 use super::plan::{self, Change, Facts, Plan, Refusal, Request, Standing};
@@ -271,7 +272,7 @@ pub(super) async fn foresee(renewer: &Renewer, job: &Job) -> Result<Plan, Stop> 
         Some((known, _)) => known,
         None => read(renewer, job, &quiet).await?,
     };
-    lease::check(&job.identity, &known.twin, &renewer.own)?;
+    lease::check(&renewer.hub, &job.identity, &known.twin, &renewer.own)?;
     Ok(decide(job, &known, &quiet).plan)
 }
 
@@ -360,12 +361,12 @@ async fn prepare(
         | Plan::Settle { .. } => false,
     };
     if is_ordered(&decision.plan) && !hold.lease.is_some_and(lease::Held::is_good) {
-        let (twin, lease) = lease::take(&renewer.hub, id, known.twin, &renewer.own).await?;
+        let (twin, lease) = lease::take(&renewer.hub, id, known.twin, &renewer.own, &Map::new()).await?;
         hold.lease = Some(lease);
         (known.twin, known.is_fresh) = (twin, true);
         decision = decide(job, &known, watch);
     } else if matches!(decision.plan, Plan::Renew { .. }) {
-        lease::check(id, &known.twin, &renewer.own)?;
+        lease::check(&renewer.hub, id, &known.twin, &renewer.own)?;
     }
     let is_changing = |plan: &Plan| match plan {
         Plan::Renew { change, .. } => *change != Change::Nothing,
@@ -466,7 +467,7 @@ fn facts<'a>(job: &'a Job, known: &'a Known, report: Option<&'a Report>) -> Fact
 
 /// Erases the offer of `rotation`, and no newer one: `twin` is where it was seen last.
 pub(crate) async fn erase(hub: &Hub, id: &Identity, rotation: RotationId, twin: Twin) -> Result<(), Failure> {
-    clear(hub, id, twin, Hold { offer: Some(rotation), ..Hold::default() }, "", None).await
+    clear(hub, id, twin, Hold { offer: Some(rotation), ..Hold::default() }, &Holder::draw()?, None).await
 }
 
 /// Takes out of the twin what a run has in it, in one change under the twin's etag, and leaves a mark where one is wanted.
@@ -475,13 +476,13 @@ pub(super) async fn clear(
     id: &Identity,
     mut twin: Twin,
     hold: Hold,
-    own: &str,
+    own: &Holder,
     mark: Option<&Mark>,
 ) -> Result<(), Failure> {
     for _ in 0..ERASE_ATTEMPTS_MAX {
         let erases = hold.offer.is_some_and(|rotation| stands(&twin, rotation));
         let mut tags = Map::new();
-        if (hold.lease.is_some() || erases) && lease::is_nobody_elses(&twin, own) {
+        if (hold.lease.is_some() || erases) && lease::may_be_cleared(hub, &twin, own) {
             tags.insert("lease".to_owned(), Value::Null);
         }
         if let Some(believed) = hold.believed {
@@ -499,10 +500,14 @@ pub(super) async fn clear(
             patch.insert("tags".to_owned(), json!({"keyRenewal": tags}));
         }
         if patch.is_empty() {
+            own.has_given_up(id);
             return Ok(());
         }
         match hub.patch_twin(id, &Value::Object(patch), Some(&twin.etag)).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                own.has_given_up(id);
+                return Ok(());
+            }
             Err(error) if error.status() == Some(412) => twin = hub.twin(id).await?,
             Err(error) => return Err(error.into()),
         }

@@ -5,28 +5,25 @@
 //! written under the twin's etag, and ends by itself. The answer to writing it is the newest twin, by which the plan is
 //! made once more.
 
-use std::fs;
-use std::os::linux::fs::MetadataExt as _;
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
-use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 use twinkey_contract::Identity;
 
 use super::device::Stop;
-use crate::clock::unix_now_secs;
+use super::holder::Holder;
 use crate::failure::Failure;
 use crate::hub::{Hub, Twin};
 
 /// How long a lease holds, in seconds: as long as the slowest answer to a change may take, twice, and some patience.
-const LEASE_SECS: u64 = 180;
-/// How far two operators' clocks may be apart, in seconds: what lasts longer than a lease and this is nobody's.
-const CLOCKS_APART_MAX_SECS: u64 = 10 * 60;
-/// What must be left of a lease when a key is ordered: longer than the answer is waited for.
+pub(super) const LEASE_SECS: u64 = 180;
+/// How much later than expected a lease may seem to end, in seconds, to whoever reads it: `Date` has whole seconds (one for the writer,
+/// one for the reader), an answer is on its way for a while, and nodes of one hub may differ by some seconds. What ends later than
+/// that is no lease, and would stand for years.
+const LATE_MAX_SECS: u64 = 30;
+/// What must be left of a lease when a key is ordered: the answer is waited for for 60 s, and in the other 15 s is room for what
+/// makes others see the lease end too early (as above, but for the reader's second and way).
 const LEFT_MIN: Duration = Duration::from_secs(75);
 /// Most attempts to write it while the twin changes under our hands.
 const ATTEMPTS_MAX: u32 = 5;
@@ -52,11 +49,12 @@ impl Held {
 #[derive(Debug, PartialEq, Eq)]
 struct Lease {
     by: String,
+    /// By the hub's clock.
     until_unix_secs: u64,
 }
 
 impl Lease {
-    /// What cannot be read is nobody's.
+    /// What cannot be read is no lease.
     fn read(tags: &Value) -> Option<Self> {
         let lease = tags.get("keyRenewal")?.get("lease")?;
         Some(Self {
@@ -65,20 +63,21 @@ impl Lease {
         })
     }
 
-    fn is_in_the_way(&self, own: &str, now_unix_secs: u64) -> bool {
+    fn is_in_the_way(&self, own: &Holder, now_unix_secs: u64) -> bool {
         let is_over = now_unix_secs >= self.until_unix_secs;
-        // Of a clock that is far ahead: it would stand for years.
-        let is_absurd = self.until_unix_secs > now_unix_secs + LEASE_SECS + CLOCKS_APART_MAX_SECS;
-        self.by != own && !is_over && !is_absurd && !is_left_behind(&self.by, own)
+        let lasts_secs = self.until_unix_secs.saturating_sub(now_unix_secs);
+        let is_absurd = lasts_secs > LEASE_SECS + LATE_MAX_SECS;
+        self.by != own.name() && !is_over && !is_absurd && !own.is_left_behind(&self.by)
     }
 }
 
 /// Refuses where another operator has a lease on the identity.
-pub(super) fn check(identity: &Identity, twin: &Twin, own: &str) -> Result<(), Stop> {
-    match Lease::read(&twin.tags).filter(|lease| lease.is_in_the_way(own, unix_now_secs())) {
+pub(super) fn check(hub: &Hub, identity: &Identity, twin: &Twin, own: &Holder) -> Result<(), Stop> {
+    let now_unix_secs = hub.unix_now_secs();
+    match Lease::read(&twin.tags).filter(|lease| lease.is_in_the_way(own, now_unix_secs)) {
         Some(lease) => Err(Stop::Busy {
             by: lease.by,
-            left: Duration::from_secs(lease.until_unix_secs.saturating_sub(unix_now_secs())),
+            left: Duration::from_secs(lease.until_unix_secs.saturating_sub(now_unix_secs)),
         }),
         None if identity.device_id == twin.device_id => Ok(()),
         None => {
@@ -87,23 +86,28 @@ pub(super) fn check(identity: &Identity, twin: &Twin, own: &str) -> Result<(), S
     }
 }
 
-/// Whether the twin shows a lease that is this run's, or of a run that is gone.
-pub(super) fn is_nobody_elses(twin: &Twin, own: &str) -> bool {
-    Lease::read(&twin.tags).is_some_and(|lease| !lease.is_in_the_way(own, unix_now_secs()))
+/// Whether the twin shows a lease that this run may take out: its own, or one that holds no more.
+pub(super) fn may_be_cleared(hub: &Hub, twin: &Twin, own: &Holder) -> bool {
+    Lease::read(&twin.tags).is_some_and(|lease| !lease.is_in_the_way(own, hub.unix_now_secs()))
 }
 
-/// Takes the lease, or makes it last longer, and brings the newest twin. `twin` is the one that was seen last.
+/// Takes the lease, or makes it last longer, and brings the newest twin. `twin` is the one that was seen last. In the same change,
+/// `tags` are merged into the operator's own.
 pub(super) async fn take(
     hub: &Hub,
     identity: &Identity,
     mut twin: Twin,
-    own: &str,
+    own: &Holder,
+    tags: &Map<String, Value>,
 ) -> Result<(Twin, Held), Stop> {
     for _ in 0..ATTEMPTS_MAX {
-        check(identity, &twin, own)?;
+        check(hub, identity, &twin, own)?;
+        own.takes(identity);
         let taken = Instant::now();
-        let lease = json!({"by": own, "until": unix_now_secs() + LEASE_SECS});
-        let patch = json!({"tags": {"keyRenewal": {"lease": lease}}});
+        let mut section = tags.clone();
+        let until_unix_secs = hub.unix_now_secs().saturating_add(LEASE_SECS);
+        section.insert("lease".to_owned(), json!({"by": own.name(), "until": until_unix_secs}));
+        let patch = json!({"tags": {"keyRenewal": section}});
         match hub.patch_twin(identity, &patch, Some(&twin.etag)).await {
             Ok(twin) => return Ok((twin, Held { taken })),
             // What a query shows may be a little old, too.
@@ -111,7 +115,7 @@ pub(super) async fn take(
             // Whether it was written shows in the twin.
             Err(error) if error.is_ambiguous() => {
                 let twin = hub.twin(identity).await?;
-                let is_ours = Lease::read(&twin.tags).is_some_and(|lease| lease.by == own);
+                let is_ours = Lease::read(&twin.tags).is_some_and(|lease| lease.by == own.name());
                 return if is_ours { Ok((twin, Held { taken })) } else { Err(error.into()) };
             }
             Err(error) => return Err(error.into()),
@@ -122,60 +126,13 @@ pub(super) async fn take(
         .into())
 }
 
-/// Who this run is to others: machine, kernel's start and process namespace, hashed; then process and its start.
-pub(crate) fn own_name() -> String {
-    static NAME: OnceLock<String> = OnceLock::new();
-    NAME.get_or_init(|| {
-        let pid = std::process::id();
-        format!("{}-{pid}-{}", machine(), start_of(pid).unwrap_or_default())
-    })
-    .clone()
-}
-
-/// Whether `by` was a process of this machine that is gone: killed, it could not give up its lease.
-fn is_left_behind(by: &str, own: &str) -> bool {
-    let parts = |name: &str| -> Option<(String, u32, u64)> {
-        let mut parts = name.split('-');
-        let machine = parts.next()?.to_owned();
-        Some((machine, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-    };
-    match (parts(by), parts(own)) {
-        (Some((machine, pid, start)), Some((here, ..))) => machine == here && is_gone(pid, start),
-        (Some(_) | None, Some(_) | None) => false,
-    }
-}
-
-/// Some systems hide others' processes: what can't be seen is gone only if the kernel knows no such process.
-fn is_gone(pid: u32, start: u64) -> bool {
-    match start_of(pid) {
-        Some(found) => found != start,
-        None => i32::try_from(pid)
-            .ok()
-            .and_then(Pid::from_raw)
-            .is_none_or(|pid| test_kill_process(pid) == Err(Errno::SRCH)),
-    }
-}
-
-fn machine() -> String {
-    let mut hash = Sha256::new();
-    for file in ["/etc/machine-id", "/proc/sys/kernel/random/boot_id"] {
-        hash.update(fs::read(file).unwrap_or_default());
-    }
-    hash.update(fs::metadata("/proc/self/ns/pid").map_or(0, |space| space.st_ino()).to_le_bytes());
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// When a process started, in ticks since the kernel did (proc(5), `/proc/pid/stat`, field 22).
-fn start_of(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in field 2 may hold blanks and parentheses.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::holder::tests::holder_in;
     use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+    const ELSEWHERE: &str = "00112233445566778899aabbccddeeff";
 
     fn lease(by: &str, until_unix_secs: u64) -> Lease {
         Lease { by: by.to_owned(), until_unix_secs }
@@ -183,18 +140,32 @@ mod tests {
 
     #[test]
     fn another_operators_lease_is_in_the_way_until_it_ends() {
-        let tags = json!({"keyRenewal": {"lease": {"by": "elsewhere-1-2", "until": 100}}});
+        let dir = tempfile::tempdir().unwrap();
+        let own = holder_in(dir.path());
+        let tags = json!({"keyRenewal": {"lease": {"by": ELSEWHERE, "until": NOW}}});
         let read = Lease::read(&tags).unwrap();
-        assert_eq!(read, lease("elsewhere-1-2", 100));
-        assert!(read.is_in_the_way(&own_name(), 99));
-        assert!(!read.is_in_the_way(&own_name(), 100));
-        assert!(!read.is_in_the_way("elsewhere-1-2", 99));
-        // A clock that was years ahead does not keep a device for years.
-        assert!(!lease("elsewhere-1-2", 2_110_623_129).is_in_the_way(&own_name(), 1_800_000_000));
+        assert_eq!(read, lease(ELSEWHERE, NOW));
+        assert!(read.is_in_the_way(&own, NOW - 1));
+        assert!(!read.is_in_the_way(&own, NOW));
+        assert!(!lease(own.name(), NOW).is_in_the_way(&own, NOW - 1));
     }
 
     #[test]
-    fn what_is_no_lease_is_in_nobodys_way() {
+    fn no_lease_that_a_run_writes_is_too_long_for_another_and_what_is_longer_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = holder_in(dir.path());
+        // The writer's node is ahead, and the reader's answer was long on its way.
+        assert!(lease(ELSEWHERE, NOW + LEASE_SECS + LATE_MAX_SECS).is_in_the_way(&own, NOW));
+        for until in [NOW + LEASE_SECS + LATE_MAX_SECS + 1, NOW + 400, 2_110_623_129, u64::MAX] {
+            assert!(!lease(ELSEWHERE, until).is_in_the_way(&own, NOW), "{until}");
+        }
+        // The answer to an order is there before anybody else sees the lease end, 15 s early at most.
+        let answered_after_secs = LEASE_SECS - LEFT_MIN.as_secs() + 60;
+        assert!(lease(ELSEWHERE, NOW + LEASE_SECS - 14).is_in_the_way(&own, NOW + answered_after_secs));
+    }
+
+    #[test]
+    fn what_is_no_lease_is_in_no_ones_way() {
         for tags in [
             json!(null),
             json!({}),
@@ -202,21 +173,30 @@ mod tests {
             json!({"keyRenewal": {"lease": null}}),
             json!({"keyRenewal": {"lease": {"by": 7, "until": 1}}}),
             json!({"keyRenewal": {"lease": {"by": "x", "until": "soon"}}}),
+            json!({"keyRenewal": {"lease": {"by": "x", "until": -1}}}),
         ] {
             assert_eq!(Lease::read(&tags), None, "{tags}");
         }
     }
 
     #[test]
-    fn a_process_of_this_machine_that_is_gone_holds_nothing() {
-        let own = own_name();
-        assert_eq!(own_name(), own);
-        let (here, pid) = (machine(), std::process::id());
-        let start = start_of(pid).unwrap();
-        // Alive; another one had this number before; never was.
-        assert!(lease(&format!("{here}-{pid}-{start}"), 100).is_in_the_way("other-1-1", 99));
-        assert!(!lease(&format!("{here}-{pid}-{}", start + 1), 100).is_in_the_way(&own, 99));
-        assert!(!lease(&format!("{here}-{}-1", u32::MAX), 100).is_in_the_way(&own, 99));
-        assert!(lease(&format!("0123456789abcdef-{}-1", u32::MAX), 100).is_in_the_way(&own, 99));
+    fn a_run_of_this_machine_that_is_gone_holds_nothing_and_any_other_does() {
+        let (dir, other_machine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (own, alive, gone) = (holder_in(dir.path()), holder_in(dir.path()), holder_in(dir.path()));
+        // On a machine that was restored from the same snapshot.
+        let elsewhere = holder_in(other_machine.path());
+        let device = Identity::new("d1", None).unwrap();
+        for run in [&alive, &gone, &elsewhere] {
+            run.takes(&device);
+            assert!(lease(run.name(), NOW + 100).is_in_the_way(&own, NOW));
+        }
+        let (gone_name, elsewhere_name) = (gone.name().to_owned(), elsewhere.name().to_owned());
+        drop((gone, elsewhere));
+        assert!(!lease(&gone_name, NOW + 100).is_in_the_way(&own, NOW));
+        assert!(lease(&elsewhere_name, NOW + 100).is_in_the_way(&own, NOW));
+        assert!(lease(alive.name(), NOW + 100).is_in_the_way(&own, NOW));
+        for odd in ["", "somebody-1-2", "../../../../etc/passwd"] {
+            assert!(lease(odd, NOW + 100).is_in_the_way(&own, NOW), "{odd}");
+        }
     }
 }

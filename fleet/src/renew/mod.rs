@@ -4,7 +4,9 @@ pub(crate) mod belief;
 mod challenge;
 mod change;
 pub(crate) mod device;
+mod holder;
 mod lease;
+mod lock_files;
 mod looks;
 mod maker;
 pub(crate) mod offering;
@@ -49,14 +51,14 @@ const NAMES_MAX: usize = 10;
 pub(crate) async fn devices(args: RenewDeviceKeyArgs, format: Format) -> Result<Exit, Failure> {
     let hub = Arc::new(secrets::log_in(&args.hub)?.with_limits(args.renew.limits.limits()));
     let targets = targets::devices(&hub, &args.device_id, args.include_modules).await?;
-    run(&Renewer::new(hub, targets.len()), &args.renew, &targets, format).await
+    run(&Renewer::new(hub, targets.len())?, &args.renew, &targets, format).await
 }
 
 /// `module-identity renew-key`.
 pub(crate) async fn modules(args: RenewModuleKeyArgs, format: Format) -> Result<Exit, Failure> {
     let hub = Arc::new(secrets::log_in(&args.hub)?.with_limits(args.renew.limits.limits()));
     let targets = targets::modules(&hub, &args.device_id, &args.module_id).await?;
-    run(&Renewer::new(hub, targets.len()), &args.renew, &targets, format).await
+    run(&Renewer::new(hub, targets.len())?, &args.renew, &targets, format).await
 }
 
 async fn run(

@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep};
 use twinkey_contract::{Identity, RotationId, tags};
 
 use super::device::{Mark, clear};
-use super::lease::{self, Held};
+use super::holder::Holder;
+use super::lease::Held;
 use super::looks::Looks;
 use super::maker::KeyMaker;
 use crate::failure::Failure;
@@ -24,7 +25,7 @@ pub(crate) struct Renewer {
     pub(super) maker: KeyMaker,
     pub(super) looks: Looks,
     /// Who this run is in leases.
-    pub(super) own: String,
+    pub(super) own: Arc<Holder>,
     /// Whether twins are read many at a time.
     pub(super) is_many: bool,
     carried: Arc<Mutex<HashMap<Identity, Carried>>>,
@@ -59,16 +60,16 @@ struct Carried {
 
 impl Renewer {
     /// For `devices` devices in all.
-    pub(crate) fn new(hub: Arc<Hub>, devices: usize) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, devices: usize) -> Result<Self, Failure> {
         let is_many = devices > super::looks::READS_MAX;
-        Self {
+        Ok(Self {
             maker: KeyMaker::start(hub.clone()),
             looks: Looks::start(hub.clone(), is_many),
             hub,
-            own: lease::own_name(),
+            own: Arc::new(Holder::draw()?),
             is_many,
             carried: Arc::default(),
-        }
+        })
     }
 
     /// A twin, read together with others if there are many; then it may be a little old.

@@ -193,7 +193,7 @@ async fn carry_out(
     let progress = Progress::new(is_silent);
     let notes = progress.clone();
     let felt = hub.clone();
-    let renewer = Renewer::new(hub, devices.min(spec.parallelism as usize));
+    let renewer = Renewer::new(hub, devices.min(spec.parallelism as usize))?;
     let engine = HubEngine::new(renewer, spec.key_source.into(), move |identity, text| {
         notes.note(&format!("{identity}: {text}"))
     });

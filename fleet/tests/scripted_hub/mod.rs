@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use twinkey_contract::offer::{Offer, OfferedKey};
@@ -40,6 +41,8 @@ pub(crate) struct State {
     pub(crate) canned: VecDeque<(&'static str, Canned)>,
     /// As for a policy without the right to.
     pub(crate) refuses_queries: bool,
+    /// How far the hub's clock, which every answer's `Date` tells, is ahead of this machine's.
+    pub(crate) clock_ahead_secs: i64,
     changes: u32,
 }
 
@@ -84,6 +87,12 @@ pub(crate) enum Manner {
     KeepsSilent,
     /// Says that it has moved, and has not.
     Lies,
+}
+
+/// By this machine's clock.
+#[allow(clippy::disallowed_methods, reason = "a hub tells the time")]
+pub(crate) fn unix_now_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 /// 32 bytes without a mark.
@@ -291,7 +300,13 @@ fn serve(mut tcp: TcpStream, tls: Arc<rustls::ServerConfig>, shared: &Mutex<Stat
     reader.read_exact(&mut body).ok()?;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let path = target.split('?').next()?;
-    let response = shared.lock().unwrap().answer(&format!("{method} {path}"), &body, if_match);
+    let (response, ahead_secs) = {
+        let mut state = shared.lock().unwrap();
+        (state.answer(&format!("{method} {path}"), &body, if_match), state.clock_ahead_secs)
+    };
+    let date = UNIX_EPOCH + Duration::from_secs(unix_now_secs().checked_add_signed(ahead_secs).unwrap());
+    let dated = format!("\r\ndate: {}\r\n", httpdate::fmt_http_date(date));
+    let response = response.replacen("\r\n", &dated, 1);
     stream.write_all(response.as_bytes()).ok()?;
     stream.conn.send_close_notify();
     stream.flush().ok()
