@@ -1,11 +1,13 @@
 //! `/etc/twinkey/agent.toml`.
 
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fs, io};
 
 use serde::Deserialize;
 use twinkey_rotation::Policy;
+
+use crate::regular_file::{self, Links};
 
 /// Longest configuration file, in bytes: the commented example takes 2 KiB.
 const FILE_LEN_MAX: u64 = 256 * 1024;
@@ -221,14 +223,17 @@ fn problem_of(error: &toml::de::Error, text: &str) -> String {
     format!("line {}: {message}", before.matches('\n').count() + 1)
 }
 
+/// A running agent reads the file again in its loop, so that neither its kind nor its length may hold it up.
 fn read_text(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
-    let len = fs::metadata(path).map_err(unreadable)?.len();
-    if len > FILE_LEN_MAX {
+    let (file, _) = regular_file::open(path, Links::Follow).map_err(unreadable)?;
+    let mut text = String::new();
+    file.take(FILE_LEN_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > FILE_LEN_MAX {
         let problem = "it is too long for a configuration";
         return Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, problem)));
     }
-    fs::read_to_string(path).map_err(unreadable)
+    Ok(text)
 }
 
 /// Why there is no configuration.
@@ -255,6 +260,19 @@ pub enum ConfigError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fifo_in_place_of_the_file_is_named_and_holds_no_agent_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(Config::read_again(&path).map(|_| ())));
+        let answer = receiver.recv_timeout(Duration::from_secs(20)).unwrap();
+        let Err(ConfigError::Unreadable { source, .. }) = answer else { panic!("{answer:?}") };
+        assert!(source.to_string().contains("FIFO"), "{source}");
+    }
 
     #[test]
     fn an_empty_file_is_the_default_configuration() {

@@ -19,6 +19,7 @@ pub mod keyring;
 pub mod local;
 mod logging;
 pub mod provision;
+mod regular_file;
 pub mod run;
 pub mod store;
 pub mod supervisor;

@@ -4,6 +4,7 @@
 //! over the *older* of the two, and the directory is synced. The newer file is never touched, so at every instant
 //! at least one whole key ring is on disk, and a damaged newest one leaves its predecessor to fall back to.
 
+mod directory;
 mod files;
 
 use std::path::{Path, PathBuf};
@@ -88,7 +89,8 @@ impl<F: Files> Store<F> {
         }
     }
 
-    /// A bad block is damage like any other: the other file may be whole. Permissions are a person's to mend.
+    /// A bad block is damage like any other, and so is what is no regular file: the other file may be whole. Whose a file is, a
+    /// person has to say.
     fn read(&self, name: &str) -> Result<Option<Result<KeyRing, DamagedKeyRing>>, StoreError> {
         match self.files.read(name) {
             Ok(bytes) => Ok(bytes.map(|bytes| KeyRing::decode(&bytes))),
@@ -105,10 +107,11 @@ impl<F: Files> Store<F> {
         let mut settled = Ok(());
         for name in NAMES {
             match self.files.sync(name) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    settled = Err(self.failed("sync", name, source));
-                }
-                Ok(()) | Err(_) => {}
+                Ok(()) => {}
+                // What is no file holds no key ring that could be lost.
+                Err(source)
+                    if matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {}
+                Err(source) => settled = Err(self.failed("sync", name, source)),
             }
         }
         self.files
@@ -212,19 +215,9 @@ pub enum StoreError {
         /// What is wrong with it.
         source: DamagedKeyRing,
     },
-    /// Somebody else may read or replace the keys.
-    #[error("{} has mode {mode:04o}, so others than its owner can get at the keys: run `chmod {wanted:04o} {}`", path.display(), path.display())]
-    Permissions {
-        /// Which file or directory.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-        /// What they must be at most.
-        wanted: u32,
-    },
     /// The directory belongs to another user.
     #[error(
-        "{} belongs to user {owner}, and the agent runs as user {user}: run this command as root (sudo) or as that user; if the directory was copied from another machine, run `chown -R {user} {}`",
+        "{} belongs to user {owner}, and the agent runs as user {user}: run this command as root (sudo) or as that user; if the directory was copied from another machine, run `chown -h -R {user} {}`",
         path.display(), path.display()
     )]
     Owner {
