@@ -2,17 +2,19 @@
 //! to and the key that offers are sealed to. One file holds all of it, so that it changes all at once.
 
 mod codec;
+mod keys;
 
-use std::collections::BTreeMap;
 use std::fmt;
 
+use twinkey_contract::Identity;
 use twinkey_contract::sealing::SealingKey;
-use twinkey_contract::{Fingerprint, Identity};
 use twinkey_rotation::{KeyName, KeySlot, Ring};
 use twinkey_sas::Key;
 
 pub use codec::DamagedKeyRing;
 pub(crate) use codec::{FILE_LEN_MAX, named_keys};
+use keys::Keys;
+pub use keys::{NameTaken, name_of};
 
 /// The hub that a device belongs to, and its name there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,42 +35,33 @@ pub struct KeyRing {
     pub sealing_key: SealingKey,
     /// Which key is what.
     pub ring: Ring,
-    keys: BTreeMap<KeyName, Key>,
+    keys: Keys,
 }
 
 impl KeyRing {
     /// The key ring of a device that has one key.
     pub fn provision(registration: Registration, sealing_key: SealingKey, slot: KeySlot, key: Key) -> Self {
-        let name = name_of(&key);
-        Self {
-            registration,
-            sealing_key,
-            ring: Ring::provisioned(slot, name, None),
-            keys: BTreeMap::from([(name, key)]),
-        }
+        let (name, keys) = Keys::of_one(key);
+        Self { registration, sealing_key, ring: Ring::provisioned(slot, name, None), keys }
     }
 
     /// The bytes of the key called `name`.
     pub fn key(&self, name: KeyName) -> Option<&Key> {
-        self.keys.get(&name)
+        self.keys.get(name)
     }
 
     /// Adds a key's bytes, under the name that it gives back. Nothing uses it before the ring names it.
-    pub fn learn(&mut self, key: Key) -> KeyName {
-        let name = name_of(&key);
-        self.keys.insert(name, key);
-        name
+    ///
+    /// # Errors
+    /// [`NameTaken`]; the key that has the name stays.
+    pub fn learn(&mut self, key: Key) -> Result<KeyName, NameTaken> {
+        self.keys.learn(key)
     }
 
     /// Wipes the keys that `is_needed` does not want.
     pub fn forget_unless(&mut self, is_needed: impl Fn(KeyName) -> bool) {
-        self.keys.retain(|name, _| is_needed(*name));
+        self.keys.forget_unless(is_needed);
     }
-}
-
-/// The name of a key is its fingerprint.
-pub fn name_of(key: &Key) -> KeyName {
-    KeyName(Fingerprint::of(key).0)
 }
 
 impl fmt::Debug for KeyRing {
@@ -77,5 +70,43 @@ impl fmt::Debug for KeyRing {
             .field("registration", &self.registration)
             .field("ring", &self.ring)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::twin;
+
+    /// What somebody would have to find by trying: a key whose fingerprint is that of the key in use.
+    #[test]
+    fn an_offered_key_that_has_the_name_of_the_key_in_use_is_malformed_and_overwrites_nothing() {
+        const OFFERED: &str = "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=";
+        let registration = Registration {
+            host_name: "hub.example".into(),
+            identity: Identity { device_id: "gateway".into(), module_id: None },
+            gateway_host_name: None,
+        };
+        let offered = Key::from_base64(OFFERED).unwrap();
+        let in_use = Key::from_bytes(&[7; 32]).unwrap();
+        let name = name_of(&offered);
+        let sealing_key = SealingKey::generate().unwrap();
+        let mut key_ring = KeyRing {
+            registration,
+            sealing_key,
+            ring: Ring::provisioned(KeySlot::Primary, name, None),
+            keys: Keys::default(),
+        };
+        key_ring.keys.learn_as(name, in_use.clone()).unwrap();
+        let offer = format!(
+            r#"{{"desired": {{"keyRenewal": {{"rotation": "6fa459ea-ee8a-4ca4-894e-db77e160355e", "secondary": {{"key": "{OFFERED}"}}}}}}, "reported": {{}}}}"#
+        );
+        let (desired, complaint) = twin::read_desired(offer.as_bytes(), &mut key_ring, true);
+        let twinkey_rotation::Desired::Invalid(invalid) = desired else { panic!("{desired:?}") };
+        assert_eq!(invalid.reason, twinkey_rotation::Reason::Malformed);
+        assert!(invalid.rotation.is_some());
+        let complaint = complaint.unwrap();
+        assert!(complaint.contains("same fingerprint") && !complaint.contains(&OFFERED[..8]), "{complaint}");
+        assert_eq!(key_ring.key(name), Some(&in_use));
     }
 }

@@ -1,7 +1,7 @@
 //! From a connection string to a key ring.
 
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use twinkey_contract::connection_string::{ConnectionStringError, DeviceConnectionString};
 use twinkey_contract::sealing::SealingKey;
@@ -9,7 +9,8 @@ use twinkey_rotation::{Brought, Input, KeySlot, Policy, State, step};
 use twinkey_sas::Key;
 use zeroize::Zeroizing;
 
-use crate::keyring::{KeyRing, Registration};
+use crate::keyring::{KeyRing, NameTaken, Registration};
+use crate::regular_file::{self, Links};
 use crate::store::{Files, Store, StoreError};
 
 /// Names of systemd's credentials that may hold the first connection string; one that systemd-creds has encrypted must carry
@@ -43,7 +44,7 @@ pub fn replace<F: Files>(store: &mut Store<F>, text: &str, slot: KeySlot) -> Res
     let mut key_ring = known.key_ring;
     let (registration, key) = parse(text)?;
     check_same_device(&key_ring.registration, &registration).map_err(ProvisionError::OtherDevice)?;
-    let brought = Input::Brought(Brought { slot, key: key_ring.learn(key) });
+    let brought = Input::Brought(Brought { slot, key: key_ring.learn(key)? });
     // The machine itself takes it up, as it would when it runs.
     let (_, effects) = step(&Policy::DEFAULT, State::new(key_ring.ring), brought, 0);
     if let Some(ring) = effects.store {
@@ -81,14 +82,15 @@ pub fn credential_in(directory: &Path) -> Option<PathBuf> {
     CREDENTIALS.iter().map(|name| directory.join(name)).find(|path| path.exists())
 }
 
-/// Reads a connection string from a file.
+/// Reads a connection string from a file that a person has named.
 pub fn read_file(path: &Path) -> Result<Zeroizing<String>, ProvisionError> {
     let names_a_file = !path.to_string_lossy().contains("SharedAccessKey");
     if !names_a_file {
         return Err(ProvisionError::NotAFile);
     }
     let unreadable = |source| ProvisionError::Unreadable { path: path.to_owned(), source };
-    read(fs::File::open(path).map_err(unreadable)?).map_err(unreadable)
+    let (file, _) = regular_file::open(path, Links::Follow).map_err(unreadable)?;
+    read(file).map_err(unreadable)
 }
 
 /// Reads a connection string to the end of the line.
@@ -142,6 +144,9 @@ pub enum ProvisionError {
         "a connection string stands where the name of a file belongs: write it into a file of mode 0600 and name that"
     )]
     NotAFile,
+    /// The key in the connection string can't be told from another one.
+    #[error("the key in the connection string can't be used")]
+    NameTaken(#[from] NameTaken),
     /// The connection string is another device's.
     #[error("{0}")]
     OtherDevice(String),

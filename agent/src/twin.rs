@@ -56,8 +56,11 @@ pub fn read_desired(
     if !is_authentic && !is_known {
         return unauthenticated(&offer);
     }
-    for (_, key) in keys {
-        key_ring.learn(key);
+    for (slot, key) in keys {
+        if let Err(error) = key_ring.learn(key) {
+            let what = format!("the key for the {slot} slot can't be used: {error}");
+            return (invalid(Some(id), Reason::Malformed), Some(what));
+        }
     }
     (rotation::Desired::Offer(offer_by_names), None)
 }

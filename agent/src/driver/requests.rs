@@ -35,7 +35,13 @@ impl<F: Files + Send + 'static> Driver<F> {
             let _ = answer.send(Err(problem));
             return;
         }
-        let key = self.key_ring.learn(key);
+        let key = match self.key_ring.learn(key) {
+            Ok(key) => key,
+            Err(error) => {
+                let _ = answer.send(Err(format!("the key was not taken: {error}")));
+                return;
+            }
+        };
         if self.state.live == Some(key) {
             let _ = answer.send(Err("this key is in use already: nothing was changed".to_owned()));
             return;

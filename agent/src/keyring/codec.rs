@@ -9,7 +9,6 @@
 //!
 //! The checksum tells a damaged file from a whole one; it is no protection against somebody who can write the file.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use base64::Engine as _;
@@ -25,7 +24,7 @@ use twinkey_rotation::{
 use twinkey_sas::Key;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::{KeyRing, Registration, name_of};
+use super::{KeyRing, Keys, Registration};
 
 /// First words of every key-ring file.
 const MAGIC: &str = "twinkey-key-ring";
@@ -175,14 +174,14 @@ impl Body {
         sealing_bytes.zeroize();
         let sealing_key =
             sealing_key.map_err(|_| DamagedKeyRing::Content("the sealing key is not an X25519 key"))?;
-        let mut keys = BTreeMap::new();
+        let mut keys = Keys::default();
         for text in &self.keys {
             let key = Key::from_base64(text)
                 .map_err(|_| DamagedKeyRing::Content("a key is not base64 of 16 to 64 bytes"))?;
-            keys.insert(name_of(&key), key);
+            keys.learn(key).map_err(|_| DamagedKeyRing::Content("two of its keys have one name"))?;
         }
         let ring = Ring::try_from(&self.ring)?;
-        if !named_keys(&ring).iter().all(|name| keys.contains_key(name)) {
+        if !named_keys(&ring).iter().all(|name| keys.get(*name).is_some()) {
             return Err(DamagedKeyRing::Content("a key that the ring names is missing"));
         }
         if ring.active_key().is_none() {

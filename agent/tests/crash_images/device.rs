@@ -282,7 +282,7 @@ impl Writer {
     /// The next ring; whether the store says that it is durable.
     pub(crate) fn write(&mut self, device: &mut Device, nested: u32, figures: &mut Figures) -> bool {
         self.number += 1;
-        let key = self.key_ring.learn(key_of(self.number));
+        let key = self.key_ring.learn(key_of(self.number)).unwrap();
         let mut ring = self.key_ring.ring;
         ring.sequence += 1;
         if let Some(held) = &mut ring.slots.primary.held {

@@ -225,7 +225,7 @@ impl World {
             None => Desired::Nothing,
             Some((rotation, slot, key)) => {
                 let mut keys = PerSlot::default();
-                *keys.of_mut(slot) = Some(self.key_ring.learn(key_of(key)));
+                *keys.of_mut(slot) = Some(self.key_ring.learn(key_of(key)).unwrap());
                 Desired::Offer(Offer { rotation: RotationId(rotation.into()), keys })
             }
         };
