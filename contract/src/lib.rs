@@ -28,6 +28,7 @@ pub mod sealing;
 mod slot;
 pub mod tags;
 pub mod twin;
+pub mod wiped;
 
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use identity::{Identity, IdentityError};

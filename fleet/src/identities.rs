@@ -8,6 +8,7 @@ pub(crate) use listing::REGISTRY_LIST_MAX;
 use serde_json::json;
 use twinkey_contract::Identity;
 use twinkey_contract::connection_string::DeviceConnectionString;
+use twinkey_contract::wiped::Wiped;
 
 use crate::cli::{Destination, DeviceIdentity, DeviceStatus, HubArgs, ModuleIdentity, OneModule, SlotName};
 use crate::confirm::confirm;
@@ -120,7 +121,7 @@ async fn connection_string(
     } else {
         match format {
             Format::Table => output::line(&text)?,
-            Format::Json => output::json(&json!({"connectionString": text.as_str()}))?,
+            Format::Json => output::json(&Wiped::from(json!({"connectionString": text.as_str()})))?,
         }
     }
     Ok(Exit::Done)

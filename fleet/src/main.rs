@@ -9,6 +9,7 @@ mod confirm;
 mod demo;
 mod emulate;
 mod failure;
+mod files;
 mod hub;
 mod identities;
 mod manual;
@@ -29,6 +30,7 @@ use cli::{Cli, Command, Fleet};
 use failure::{Exit, Failure};
 
 fn main() -> ExitCode {
+    forbid_core_dumps();
     let Cli { output: format, command } = Cli::parse();
     let result = match command {
         // The agent brings its own runtime.
@@ -50,6 +52,17 @@ fn main() -> ExitCode {
             output::failure(&failure);
             failure.exit.into()
         }
+    }
+}
+
+/// A core dump would hold keys of the hub and of devices. Also keeps other processes of the same user from reading this one's
+/// memory.
+fn forbid_core_dumps() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        output::warn(&format!(
+            "core dumps can't be forbidden, and a crash might write keys to disk: {error}"
+        ));
     }
 }
 

@@ -7,6 +7,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, CompletionsArgs, ManArgs};
 use crate::failure::{Exit, Failure};
+use crate::files::{self, Readers};
 use crate::output;
 
 /// The section of the manual for programs.
@@ -37,7 +38,7 @@ pub(crate) fn man(args: &ManArgs) -> Result<Exit, Failure> {
     collect(&command, command.get_name(), &mut pages)?;
     for (name, page) in &pages {
         let path = args.out.join(format!("{name}.{SECTION}"));
-        fs::write(&path, page).map_err(|e| fail(&path, e))?;
+        files::replace(&path, page.as_bytes(), Readers::Umask).map_err(|e| fail(&path, e))?;
     }
     output::note(&format!("{} pages written to {}", pages.len(), args.out.display()));
     Ok(Exit::Done)

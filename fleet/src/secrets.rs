@@ -1,8 +1,8 @@
 //! Secrets that come in from files, stdin and the environment, and the one file in which a secret goes out.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::HubArgs;
 use crate::failure::{Failure, chain};
+use crate::files;
 use crate::hub::{CaFile, Hub};
 use crate::output;
 
@@ -65,11 +66,10 @@ pub(crate) fn read_stdin(what: &str) -> Result<Zeroizing<String>, Failure> {
     read_bounded(io::stdin().lock(), what)
 }
 
-/// Writes `secret` to a new file that only its owner can read.
+/// Writes `secret` to a new file that only its owner can read, and that is there as a whole or not at all.
 pub(crate) fn write_new_file(path: &Path, secret: &str) -> Result<(), Failure> {
     let fail = |e: io::Error| Failure::failed(format!("write {}: {e}", path.display()));
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let mut file = opened.map_err(|e| {
+    files::create_private(path, secret.as_bytes()).map_err(|e| {
         let exists = e.kind() == io::ErrorKind::AlreadyExists;
         let failure = fail(e);
         if exists {
@@ -77,8 +77,7 @@ pub(crate) fn write_new_file(path: &Path, secret: &str) -> Result<(), Failure> {
         } else {
             failure
         }
-    })?;
-    file.write_all(secret.as_bytes()).and_then(|()| file.sync_all()).map_err(fail)
+    })
 }
 
 /// What a login file holds: a connection string, or the JSON that the local hub writes.
@@ -152,11 +151,40 @@ fn read_bounded(source: impl Read, what: &str) -> Result<Zeroizing<String>, Fail
 }
 
 fn warn_if_exposed(path: &Path, metadata: &fs::Metadata) {
+    if let Some(warning) = exposure(path, metadata) {
+        output::warn(&warning);
+    }
+}
+
+/// `metadata` is that of the open file. The advice names the file itself: chmod follows links, and a person should see where.
+fn exposure(path: &Path, metadata: &fs::Metadata) -> Option<String> {
     let mode = metadata.permissions().mode() & 0o777;
-    if metadata.is_file() && mode & 0o077 != 0 {
-        output::warn(&format!(
-            "{} holds a secret and others may read it (mode {mode:03o}): chmod 600 it",
-            path.display()
-        ));
+    if !metadata.is_file() || mode & 0o077 == 0 {
+        return None;
+    }
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    Some(format!(
+        "{} holds a secret and others may read it (mode {mode:03o}): run `chmod 600 {}`, and renew the secret if anybody else uses this machine",
+        path.display(),
+        real.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_others_may_read_is_named_by_its_own_name_and_not_by_that_of_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let (file, link) = (dir.join("file"), dir.join("link"));
+        fs::write(&file, "x").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        let warning = exposure(&link, &fs::metadata(&link).unwrap()).unwrap();
+        assert!(warning.contains(&format!("`chmod 600 {}`", file.display())), "{warning}");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(exposure(&link, &fs::metadata(&link).unwrap()), None);
     }
 }

@@ -15,16 +15,17 @@ thread_local! {
 
 struct Watching;
 
-// SAFETY: every call goes unchanged to the system's allocator; blocks are read before they are given back.
+// SAFETY: every call goes to the system's allocator; blocks are read before they are given back.
 unsafe impl GlobalAlloc for Watching {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // Zeros, or a block would show what stood there before it was this one's.
         // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
+        unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         if let Some(secrets) = WATCHED.get() {
-            // SAFETY: the block is still the caller's. What was never written may be read as it happens to be.
+            // SAFETY: the block is still the caller's, and was zeros before he wrote to it.
             let byte = |at: usize| unsafe { block.add(at).read_volatile() };
             let shows = |secret: &[u8]| {
                 (0..(layout.size() + 1).saturating_sub(PART_LEN)).any(|from| {

@@ -1,6 +1,6 @@
 //! The small world of the demo: a hub in this process, the real agent as a child, telemetry between them.
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use super::observer::{Connections, Observer};
 use super::traffic::Traffic;
 use crate::emulate::temporary_dir;
 use crate::failure::{Failure, chain};
+use crate::files::{self, Readers};
 use crate::hub::{CaFile, Hub, HubError};
 use crate::renew::renewer::Renewer;
 use crate::secrets;
@@ -99,7 +100,7 @@ impl World {
         let https_port = ready.https.rsplit_once(':').map_or("443", |(_, port)| port);
         let ports = format!("port = {port}\nhttps_port = {https_port}");
         let config = configuration(&connection_string_file, &ready.ca_file, &ports, &agent_dir, &socket);
-        fs::write(&agent_config, config)
+        files::replace(&agent_config, config.as_bytes(), Readers::Owner)
             .map_err(|e| Failure::failed(format!("write {}: {e}", agent_config.display())))?;
         let (login, agent_log) = (hub_dir.join("hub.json"), dir.path().join("agent.log"));
         let paths = Paths { login, ca_file: ready.ca_file.clone(), agent_config, agent_log };

@@ -11,6 +11,7 @@ use twinkey_contract::Identity;
 use zeroize::Zeroizing;
 
 use super::API_VERSION;
+use super::body;
 use super::error::HubError;
 use super::limits::Category;
 use super::line::{Outcome, Place};
@@ -95,8 +96,8 @@ impl Call {
     }
 
     pub(super) fn body(self, body: &impl Serialize) -> Result<Self, HubError> {
-        let text = serde_json::to_vec(body).map_err(|e| HubError::malformed(&self.described(), &e))?;
-        Ok(Self { body: Some(Zeroizing::new(text)), ..self })
+        let text = body::json(body).map_err(|e| HubError::malformed(&self.described(), &e))?;
+        Ok(Self { body: Some(text), ..self })
     }
 
     /// Method and path, for messages.

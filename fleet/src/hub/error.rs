@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::pace::RETRY_AFTER_MAX;
 use crate::failure::{Failure, chain};
+use crate::output::is_acted_upon;
 
 /// Longest part of a hub's error text that is shown, in characters: more is a page, not a message.
 const MESSAGE_CHARS_MAX: usize = 400;
@@ -230,7 +231,7 @@ impl Said {
 }
 
 fn shorten(text: &str) -> String {
-    text.chars().take(MESSAGE_CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().take(MESSAGE_CHARS_MAX).map(|c| if is_acted_upon(c) { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! A call is repeated when the hub says 429 (then it has done nothing), and with growing and jittered pauses when it was
 //! never reached; a call that may be made twice is also repeated after a 5xx or a broken connection.
 
+mod body;
 mod call;
 mod circuit;
 mod error;
@@ -26,6 +27,8 @@ mod registry;
 mod time;
 mod transport;
 mod window;
+#[cfg(test)]
+mod wiping_tests;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -37,6 +40,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 use twinkey_contract::connection_string::ServiceConnectionString;
+use twinkey_contract::wiped::Wiped;
 use twinkey_contract::{Identity, KeySlot};
 use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
 

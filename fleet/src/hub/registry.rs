@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use twinkey_contract::offer::{Offer, OfferError};
 use twinkey_contract::report::Report;
 use twinkey_contract::tags::Seen;
+use twinkey_contract::wiped::wipe;
 use twinkey_contract::{Fingerprint, Identity, KeySlot};
 use twinkey_sas::Key;
 
@@ -57,7 +58,8 @@ pub(crate) struct SymmetricKey {
 pub(crate) enum RegistryKey {
     #[default]
     Absent,
-    Key(Key),
+    /// In a box: a list of devices that grows moves them about, and would leave copies of keys behind.
+    Key(Box<Key>),
     /// A text that is no key of 16 to 64 bytes. One odd device must not hide all others from a list.
     Unreadable,
 }
@@ -142,13 +144,19 @@ pub(crate) struct RegenerateError {
     error_status: Option<String>,
 }
 
-/// Both halves of a twin.
+/// Both halves of a twin. The desired one may hold a key, and is wiped.
 #[derive(Debug, Default, Deserialize)]
 pub(crate) struct Properties {
     #[serde(default)]
     pub(crate) desired: Value,
     #[serde(default)]
     pub(crate) reported: Value,
+}
+
+impl Drop for Properties {
+    fn drop(&mut self) {
+        wipe(&mut self.desired);
+    }
 }
 
 impl RotatedKeys {
@@ -160,7 +168,7 @@ impl RotatedKeys {
     pub(crate) fn keys(&self) -> Option<KeyPair> {
         match (&self.primary_key, &self.secondary_key) {
             (RegistryKey::Key(primary), RegistryKey::Key(secondary)) => {
-                Some(KeyPair { primary: primary.clone(), secondary: secondary.clone() })
+                Some(KeyPair::of_registry(primary, secondary))
             }
             _ => None,
         }
@@ -199,14 +207,14 @@ impl Device {
             return None;
         };
         let is_sas = self.authentication.kind.as_deref().is_none_or(|kind| kind == "sas");
-        is_sas.then(|| KeyPair { primary: primary.clone(), secondary: secondary.clone() })
+        is_sas.then(|| KeyPair::of_registry(primary, secondary))
     }
 
     /// Puts `keys` into the registry's slots.
     pub(crate) fn replace_keys(&mut self, keys: &KeyPair) {
         self.authentication.symmetric_key = Some(SymmetricKey {
-            primary_key: RegistryKey::Key(keys.primary.clone()),
-            secondary_key: RegistryKey::Key(keys.secondary.clone()),
+            primary_key: RegistryKey::Key(Box::new(keys.primary.clone())),
+            secondary_key: RegistryKey::Key(Box::new(keys.secondary.clone())),
         });
     }
 
@@ -230,6 +238,10 @@ impl RegistryKey {
 }
 
 impl KeyPair {
+    fn of_registry(primary: &Key, secondary: &Key) -> Self {
+        Self { primary: primary.clone(), secondary: secondary.clone() }
+    }
+
     pub(crate) fn of(&self, slot: KeySlot) -> &Key {
         match slot {
             KeySlot::Primary => &self.primary,
@@ -306,7 +318,8 @@ impl<'de> Deserialize<'de> for RegistryKey {
                 Ok(if text.is_empty() {
                     RegistryKey::Absent
                 } else {
-                    Key::from_base64(text).map_or(RegistryKey::Unreadable, RegistryKey::Key)
+                    Key::from_base64(text)
+                        .map_or(RegistryKey::Unreadable, |key| RegistryKey::Key(Box::new(key)))
                 })
             }
             fn visit_unit<E: de::Error>(self) -> Result<RegistryKey, E> {

@@ -14,6 +14,7 @@ use rustls_pki_types::pem::PemObject;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::body::{self, Growing};
 use super::error::HubError;
 use super::time::HubTime;
 use crate::clock::unix_now_secs;
@@ -102,7 +103,7 @@ impl Transport {
         if let Some(body) = body {
             let json = reqwest::header::HeaderValue::from_static("application/json; charset=utf-8");
             request.headers_mut().insert(CONTENT_TYPE, json);
-            *request.body_mut() = Some(body.to_vec().into());
+            *request.body_mut() = Some(body::sendable(body));
         }
         let response = self.http.execute(request).await.map_err(|source| {
             let (call, source) = (call.clone(), source.without_url());
@@ -148,11 +149,11 @@ fn read_retry_after(text: &str, date: Option<&str>, now_unix_secs: u64) -> Optio
 }
 
 async fn read_bounded(mut response: reqwest::Response, call: &str) -> Result<Zeroizing<Vec<u8>>, HubError> {
-    let mut body = Zeroizing::new(Vec::new());
+    let mut body = Growing::default();
     loop {
         match response.chunk().await {
-            Ok(None) => return Ok(body),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_LEN_MAX => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(body.whole()),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_LEN_MAX => body.push(&chunk),
             Ok(Some(_)) => {
                 return Err(HubError::TooLong { call: call.to_owned(), max_bytes: ANSWER_LEN_MAX });
             }

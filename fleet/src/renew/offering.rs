@@ -3,6 +3,7 @@
 use serde_json::json;
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::sealing::{Binding, SealingPublicKey};
+use twinkey_contract::wiped::Wiped;
 use twinkey_contract::{Identity, KeySlot, RotationId, tags};
 use twinkey_sas::Key;
 
@@ -86,7 +87,8 @@ pub(crate) async fn put_offer(
         }
     }
     offer.authenticate(vouching, identity);
-    let mut patch = json!({"properties": {"desired": offer.to_patch()}});
+    // It may hold keys.
+    let mut patch = Wiped::from(json!({"properties": {"desired": offer.to_patch()}}));
     if let Some(believed) = remembers {
         patch["tags"] = json!({"keyRenewal": believed.to_tags()});
     }

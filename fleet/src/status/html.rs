@@ -1,14 +1,13 @@
 //! The page for browsers.
 
-use std::fs::{self, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::fs;
 use std::path::Path;
 
 use super::marks::Mark;
 use super::summary::{Summary, rough};
 use super::{Row, shown};
 use crate::failure::Failure;
+use crate::files::{self, Readers, dir_of};
 use crate::page::{Bars, Cell, Histogram, Page, Table, Tone, moment};
 
 const DAY_SECS: f64 = 86_400.0;
@@ -49,26 +48,11 @@ pub(crate) fn check(path: &Path) -> Result<(), Failure> {
     Err(Failure::usage(format!("--html {}: {problem}", path.display())).next("name a file to write"))
 }
 
-/// Where a file is or will be.
-fn dir_of(path: &Path) -> &Path {
-    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// Replaces the file as a whole, or leaves it as it was. What is no file, such as a pipe, is written to.
 pub(crate) fn write(path: &Path, page: &Page) -> Result<(), Failure> {
-    let fail = |e: io::Error| {
+    files::replace_or_feed(path, page.to_html().as_bytes(), Readers::Umask).map_err(|e| {
         Failure::failed(format!("write {}: {e}", path.display())).next("make room, or choose another place")
-    };
-    let html = page.to_html();
-    if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-        return fs::write(path, html).map_err(fail);
-    }
-    // As any new file: what others may do with it is up to the umask.
-    let permissions = Permissions::from_mode(0o666);
-    let mut file =
-        tempfile::Builder::new().permissions(permissions).tempfile_in(dir_of(path)).map_err(fail)?;
-    file.write_all(html.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(fail)?;
-    file.persist(path).map(drop).map_err(|e| fail(e.error))
+    })
 }
 
 fn facts(page: &mut Page, summary: &Summary) {

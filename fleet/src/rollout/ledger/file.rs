@@ -9,6 +9,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Transaction};
 
 use crate::failure::Failure;
+use crate::files;
 
 /// Marks the file as a ledger (SQLite, `PRAGMA application_id`): `tkro` in ASCII.
 const APPLICATION_ID: u32 = 0x746b_726f;
@@ -109,7 +110,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Failure> {
 /// SQLite itself would create, recover or lock what it is shown.
 fn check_header(path: &Path) -> Result<(), Failure> {
     let mut header = Vec::with_capacity(HEADER_LEN);
-    let read = File::open(path).and_then(|file| file.take(HEADER_LEN as u64).read_to_end(&mut header));
+    let read = files::open_named(path).and_then(|file| file.take(HEADER_LEN as u64).read_to_end(&mut header));
     match read {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Failure::usage(format!("there is no ledger {}", path.display())).next(

@@ -2,9 +2,8 @@
 //!
 //! A lock on a file beside the ledger. The kernel gives it back when its holder ends, however that happens.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::files;
 
 /// Attempts to take it: whoever only looks whether there is a runner has it for a moment.
 const ATTEMPTS_MAX: u32 = 10;
@@ -37,8 +37,14 @@ impl Lock {
                 "follow it with `twinkey rollout status`, or stop it with `twinkey rollout pause`, then repeat",
             ));
         }
+        if !is_lock(&file) {
+            let what = format!("{} is not the lock of a ledger, and was not touched", path.display());
+            return Err(
+                Failure::failed(what).next("look at what it is, and move it away; or name another --ledger")
+            );
+        }
         let fail = |e| Failure::failed(format!("write {}: {e}", path.display()));
-        file.set_len(0).map_err(fail)?;
+        file.set_len(0).and_then(|()| file.rewind()).map_err(fail)?;
         write!(file, "{}", std::process::id()).map_err(fail)?;
         Ok(Self { _file: file })
     }
@@ -71,11 +77,9 @@ fn beside(ledger: &Path) -> Result<PathBuf, Failure> {
 }
 
 fn open(path: &Path) -> Result<File, Failure> {
-    let opened =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-    opened.map_err(|e| {
+    files::open_lock(path).map_err(|e| {
         Failure::failed(format!("open {}: {e}", path.display()))
-            .next("choose a ledger in a directory where you may write")
+            .next("look at what is there; choose a ledger in a directory where you, and only you, may write")
     })
 }
 
@@ -92,6 +96,13 @@ fn try_lock(file: &File, path: &Path, attempts: u32) -> Result<bool, Failure> {
         }
     }
     Ok(false)
+}
+
+/// Whether it is empty or holds a process id. Any other file, which somebody has given this name, is not to be cut off.
+fn is_lock(mut file: &File) -> bool {
+    let mut text = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(TEXT_LEN_MAX + 1).read_to_end(&mut text));
+    read.is_ok() && text.len() as u64 <= TEXT_LEN_MAX && text.iter().all(u8::is_ascii_digit)
 }
 
 fn pid(mut file: &File) -> Option<u32> {
@@ -117,6 +128,31 @@ mod tests {
         drop(first);
         assert_eq!(Lock::holder(&ledger).unwrap(), None);
         Lock::take(&ledger).unwrap();
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_the_lock_is_never_cut_off() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, precious) = (dir.path().join("a.ledger"), dir.path().join("precious"));
+        let place = dir.path().join("a.ledger.lock");
+        for put in [
+            |from: &Path, to: &Path| symlink(from, to),
+            |from: &Path, to: &Path| std::fs::hard_link(from, to),
+        ] {
+            std::fs::write(&precious, "all that I have").unwrap();
+            put(&precious, &place).unwrap();
+            let refused = Lock::take(&ledger).map(drop).unwrap_err();
+            assert!(refused.what.contains("a.ledger.lock"), "{}", refused.what);
+            assert!(refused.next.is_some());
+            let _ = Lock::holder(&ledger);
+            assert_eq!(std::fs::read_to_string(&precious).unwrap(), "all that I have");
+            std::fs::remove_file(&place).unwrap();
+        }
+        // What an earlier runner left behind is its own.
+        std::fs::write(&place, "4194304").unwrap();
+        drop(Lock::take(&ledger).unwrap());
+        assert_eq!(std::fs::read_to_string(&place).unwrap(), std::process::id().to_string());
     }
 
     #[test]
