@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use crate::chain::Chain;
 use crate::config::Config;
 use crate::driver::text_of;
+use crate::printable::{escaped_json, printable};
 use crate::store::{self, Loaded};
 use crate::{local, logging, provision, run};
 
@@ -142,7 +143,7 @@ pub fn main_from(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     match perform(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            let _ = writeln!(std::io::stderr(), "error: {}", printable(&error));
             ExitCode::from(FAILED)
         }
     }
@@ -197,7 +198,11 @@ fn perform(command: Command) -> Result<(), String> {
         Command::Status { config, json } => {
             let config = Config::read(&config.config).map_err(|error| said(&error))?;
             let status = status(&config)?;
-            print(&if json { format!("{status:#}") } else { status_text(&status) })
+            print(&if json {
+                escaped_json(&format!("{status:#}")).into_owned()
+            } else {
+                status_text(&status)
+            })
         }
         Command::Token { config, ttl, resource } => {
             let config = Config::read(&config.config).map_err(|error| said(&error))?;
@@ -413,7 +418,7 @@ fn status_text(status: &Value) -> String {
         }
     }
     lines.push(format!("sequence    {}", at("/keyRenewal/sequence")));
-    lines.join("\n")
+    lines.iter().map(|line| printable(line)).collect::<Vec<_>>().join("\n")
 }
 
 /// The first 16 digits of a fingerprint: as tables of `twinkey` show it.
@@ -440,10 +445,12 @@ fn reason_of(answer: &Value) -> String {
         .to_owned()
 }
 
+/// Lines of text. What is in them may come from hub or disk; line breaks are ours.
 fn print(text: &str) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
+    let written = text.lines().try_for_each(|line| writeln!(out, "{}", printable(line)));
     // A reader that has gone away (`| head`) is no failure of ours.
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match written.and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(format!("can't write to standard output: {error}"))
         }
@@ -456,5 +463,31 @@ fn forbid_core_dumps() {
     if let Err(error) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
     {
         tracing::warn!(%error, "core dumps can't be forbidden: a crash might write keys to disk");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_shows_no_character_that_a_terminal_acts_upon_and_has_no_line_of_anybody_elses() {
+        let odd = "x\u{1b}[2J\n\u{9b}2J\u{7f}\u{202e}\u{2028}y";
+        let status = json!({
+            "running": true, "hostName": odd, "identity": odd, "damagedFile": odd,
+            "connection": {"connected": false, "last": odd, "alsoTried": [odd], "troubles": [{"what": odd, "next": odd}]},
+            "keyRenewal": {"status": odd, "reason": odd}, "suspicions": [{"kind": odd, "next": odd}],
+        });
+        let text = status_text(&status);
+        let quiet =
+            status_text(&serde_json::from_str(&status.to_string().replace(&odd_json(odd), "xy")).unwrap());
+        assert_eq!(text.lines().count(), quiet.lines().count(), "{text:?}");
+        assert!(text.lines().all(|line| printable(line) == line), "{text:?}");
+    }
+
+    /// As it stands between quotation marks in JSON.
+    fn odd_json(text: &str) -> String {
+        let json = serde_json::to_string(text).unwrap();
+        json.trim_matches('"').to_owned()
     }
 }

@@ -18,6 +18,7 @@ pub mod hub;
 pub mod keyring;
 pub mod local;
 mod logging;
+mod printable;
 pub mod provision;
 mod regular_file;
 pub mod run;

@@ -4,6 +4,7 @@
 //! An agent at rest logs nothing for hours, so the thread ends when it has had nothing to do for a while, and the next
 //! line starts another.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,8 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
+
+use crate::printable::{escaped_json, printable};
 
 /// Lines that may wait; at some hundred bytes each, a few hundred KiB.
 const LINES_MAX: usize = 1_024;
@@ -71,7 +74,8 @@ fn filter(text: &str) -> (Targets, Option<String>) {
 
 fn subscriber(format: Format, filter: Targets, queue: Queue) -> Box<dyn Subscriber + Send + Sync> {
     // An error of the log's own would be printed with a panic if that fails.
-    let lines = tracing_subscriber::fmt::layer().with_writer(queue).log_internal_errors(false);
+    let writer = Writer { queue, format };
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer).log_internal_errors(false);
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         Format::Text => Box::new(registry.with(lines.with_ansi(false).with_target(false))),
@@ -106,11 +110,17 @@ struct Queue {
     shared: Arc<Shared>,
 }
 
-impl<'a> MakeWriter<'a> for Queue {
+/// What makes lines for the queue.
+struct Writer {
+    queue: Queue,
+    format: Format,
+}
+
+impl<'a> MakeWriter<'a> for Writer {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line { text: Vec::new(), queue: self.clone() }
+        Line { text: Vec::new(), queue: self.queue.clone(), format: self.format }
     }
 }
 
@@ -118,6 +128,7 @@ impl<'a> MakeWriter<'a> for Queue {
 struct Line {
     text: Vec<u8>,
     queue: Queue,
+    format: Format,
 }
 
 impl Write for Line {
@@ -133,17 +144,26 @@ impl Write for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let mut text = std::mem::take(&mut self.text);
-        // What comes from outside must neither begin a line of its own nor speak to the terminal; so there are no colours.
-        if let Some((_, said)) = text.split_last_mut() {
-            for byte in said.iter_mut().filter(|byte| byte.is_ascii_control()) {
-                *byte = b' ';
-            }
+        let text = std::mem::take(&mut self.text);
+        if text.is_empty() {
+            return;
         }
-        if !text.is_empty() {
-            self.queue.put(text);
-        }
+        let shown = shown(&text, self.format);
+        self.queue.put(shown.unwrap_or(text));
     }
+}
+
+/// What comes from outside must neither begin a line of its own nor speak to the terminal; so there are no colours. `None` where
+/// the line can stay as it is.
+fn shown(line: &[u8], format: Format) -> Option<Vec<u8>> {
+    let text = String::from_utf8_lossy(line);
+    let said = text.strip_suffix('\n').unwrap_or(&text);
+    let shown = match format {
+        Format::Text => printable(said),
+        Format::Json => escaped_json(said),
+    };
+    let is_same = matches!((&text, &shown), (Cow::Borrowed(_), Cow::Borrowed(_)));
+    (!is_same).then(|| format!("{shown}\n").into_bytes())
 }
 
 struct Shared {
@@ -403,9 +423,16 @@ mod tests {
         for format in [Format::Text, Format::Json] {
             let said = logged(format, "info", || {
                 tracing::info!(reason = %"a\nERROR all is lost\u{1b}[2J\r", text = "\u{1b}[2J\n", "told\n");
+                tracing::info!(reason = %"a\u{9b}2J\u{7f}\u{202e}b\u{2028}c", "all is lost\u{85}");
             });
-            let line = said.strip_suffix('\n').unwrap();
-            assert!(line.contains("all is lost") && !line.contains(char::is_control), "{said}");
+            assert_eq!(said.matches('\n').count(), 2, "{said}");
+            for line in said.lines() {
+                assert!(line.contains("all is lost") && printable(line) == line, "{said:?}");
+            }
+            if format == Format::Json {
+                let line: serde_json::Value = serde_json::from_str(said.lines().nth(1).unwrap()).unwrap();
+                assert_eq!(line["fields"]["reason"], "a\u{9b}2J\u{7f}\u{202e}b\u{2028}c");
+            }
         }
     }
 

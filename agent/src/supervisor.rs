@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
+use crate::printable::printable;
+
 /// Shortest heartbeat: a supervisor that wants to hear more often can't be pleased.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
@@ -87,7 +89,7 @@ fn tell_systemd(socket: &UnixDatagram, notice: &Notice) {
     let text = match notice {
         Notice::Ready => NotifyState::Ready.to_string(),
         // A line break would begin another assignment.
-        Notice::Status(text) => NotifyState::Status(&text.replace(['\n', '\r'], " ")).to_string(),
+        Notice::Status(text) => NotifyState::Status(&printable(text)).to_string(),
         Notice::Alive => NotifyState::Watchdog.to_string(),
         // sd-notify's own reading of the clock overflows on 32 bits, 36 minutes after the board has started.
         Notice::Reloading => {

@@ -2,11 +2,15 @@
 //!
 //! A closed pipe is no error: whoever reads has seen enough.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
+
+use zeroize::Zeroizing;
 
 use crate::failure::Failure;
 
@@ -69,6 +73,11 @@ impl Table {
 
 /// One line on stdout.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
+    painted_line(&printable(text))
+}
+
+/// One line on stdout that is already [`printable`], and has colours.
+pub(crate) fn painted_line(text: &str) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
 
@@ -79,17 +88,22 @@ pub(crate) fn text(text: &str) -> Result<(), Failure> {
 
 /// One line on stderr: progress or guidance.
 pub(crate) fn note(text: &str) {
+    painted_note(&printable(text));
+}
+
+/// One line on stderr that is already [`printable`], and has colours.
+pub(crate) fn painted_note(text: &str) {
     mention(&format!("{text}\n"));
 }
 
 /// One warning on stderr.
 pub(crate) fn warn(text: &str) {
-    note(&format!("warning: {}", printable(text)));
+    note(&format!("warning: {text}"));
 }
 
 /// A question on stderr, without a line end.
 pub(crate) fn ask(question: &str) {
-    mention(&format!("{question} "));
+    mention(&format!("{} ", printable(question)));
 }
 
 /// A table on stdout.
@@ -99,22 +113,27 @@ pub(crate) fn table(table: &Table) -> Result<(), Failure> {
 
 /// One JSON value on stdout, in several lines.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text =
-        serde_json::to_string_pretty(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
-    line(&text)
+    let text = serde_json::to_string_pretty(value);
+    print_json(text)
 }
 
 /// One JSON value on stdout, in one line.
 pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string(value).map_err(|e| Failure::failed(format!("write JSON: {e}")))?;
-    line(&text)
+    print_json(serde_json::to_string(value))
+}
+
+/// It may hold a secret that was asked for.
+fn print_json(text: serde_json::Result<String>) -> Result<(), Failure> {
+    let text = Zeroizing::new(text.map_err(|e| Failure::failed(format!("write JSON: {e}")))?);
+    print(&escaped_json(&text))?;
+    print("\n")
 }
 
 /// What happened, then what to do.
 pub(crate) fn failure(failure: &Failure) {
-    note(&format!("error: {}", printable(&failure.what)));
+    note(&format!("error: {}", failure.what));
     if let Some(next) = &failure.next {
-        note(&format!("  next: {}", printable(next)));
+        note(&format!("  next: {next}"));
     }
 }
 
@@ -137,11 +156,36 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if is_acted_upon(c) { ' ' } else { c }).collect()
 }
 
-/// Whether terminals and browsers act on this character instead of showing it: controls, and what is invisible or turns
-/// the direction of the text that follows (Unicode Standard Annex 9).
+/// Whether terminals and browsers act on this character instead of showing it: controls (C0, DELETE, C1), line and paragraph
+/// separators, and the format characters of Unicode 16 (general category Cf), which are invisible or turn the direction of
+/// the text that follows (Unicode Standard Annex 9). Those of them that are drawn, such as U+06DD, stay.
 pub(crate) fn is_acted_upon(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// The same JSON with `\uXXXX` in place of these characters (RFC 8259 §7). Outside of strings JSON has none of them but line
+/// feeds, which stay.
+fn escaped_json(json: &str) -> Cow<'_, str> {
+    let is_escaped = |c: char| is_acted_upon(c) && c != '\n';
+    if !json.contains(is_escaped) {
+        return json.into();
+    }
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_escaped(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                // Writing to a `String` can't fail.
+                let _ = write!(text, "\\u{unit:04x}");
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text.into()
 }
 
 fn print(text: &str) -> Result<(), Failure> {
@@ -183,5 +227,57 @@ mod tests {
         table.push(["泵泵泵".to_owned(), "a".to_owned()]);
         table.push(["e\u{301}t\u{202e}x".to_owned(), "b".to_owned()]);
         assert_eq!(table.render(false), "NAME    STATUS\n泵泵泵  a\ne\u{301}t x    b\n");
+    }
+
+    /// One of each kind.
+    const ACTED_UPON: [char; 26] = [
+        '\0',
+        '\u{7}',
+        '\t',
+        '\n',
+        '\r',
+        '\u{1b}',
+        '\u{7f}',
+        '\u{80}',
+        '\u{85}',
+        '\u{9b}',
+        '\u{9f}',
+        '\u{ad}',
+        '\u{61c}',
+        '\u{200b}',
+        '\u{200e}',
+        '\u{200f}',
+        '\u{2028}',
+        '\u{2029}',
+        '\u{202a}',
+        '\u{202e}',
+        '\u{2066}',
+        '\u{2069}',
+        '\u{feff}',
+        '\u{fffb}',
+        '\u{1d173}',
+        '\u{e0041}',
+    ];
+    const SHOWN: [char; 9] = [' ', '~', '\u{a0}', 'é', '\u{301}', '泵', '\u{6dd}', '�', '🛠'];
+
+    #[test]
+    fn what_a_terminal_acts_upon_becomes_a_space_and_all_else_stays() {
+        for c in ACTED_UPON {
+            assert_eq!(printable(&format!("a{c}b")), "a b", "U+{:04X}", u32::from(c));
+        }
+        for c in SHOWN {
+            assert_eq!(printable(&format!("a{c}b")), format!("a{c}b"), "U+{:04X}", u32::from(c));
+        }
+    }
+
+    #[test]
+    fn json_keeps_its_value_and_shows_no_character_that_a_terminal_acts_upon() {
+        let all: String = ACTED_UPON.into_iter().chain(SHOWN).collect();
+        let value = serde_json::json!({"text": all, all.clone(): [1]});
+        for json in [value.to_string(), format!("{value:#}")] {
+            let escaped = escaped_json(&json);
+            assert!(!escaped.contains(|c| is_acted_upon(c) && c != '\n'), "{escaped:?}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+        }
     }
 }

@@ -62,8 +62,8 @@ impl Narrator {
     pub(crate) fn line(&self, text: &str) {
         self.bar.suspend(|| {
             if self.to_stderr {
-                output::note(text);
-            } else if let Err(failure) = output::line(text) {
+                output::painted_note(text);
+            } else if let Err(failure) = output::painted_line(text) {
                 *self.unheard.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
             }
         });

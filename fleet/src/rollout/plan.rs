@@ -96,7 +96,7 @@ impl Plan {
         let mut advices: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
         for one in &self.refused {
             if let Verdict::Refuse { code, because, advice } = &one.verdict {
-                output::note(&output::printable(&format!("{}: refused: {because}", one.identity)));
+                output::note(&format!("{}: refused: {because}", one.identity));
                 advices.entry(code).or_insert((0, advice)).0 += 1;
             }
         }

@@ -70,9 +70,9 @@ impl Progress {
         match self {
             Self::Bar(bar) if has_ended => {
                 bar.inc(1);
-                bar.set_message(format!("{name}: {}", row.state.as_str()));
+                bar.set_message(output::printable(&format!("{name}: {}", row.state.as_str())));
             }
-            Self::Bar(bar) => bar.set_message(format!("{name}: {}", row.state.as_str())),
+            Self::Bar(bar) => bar.set_message(output::printable(&format!("{name}: {}", row.state.as_str()))),
             Self::Lines(lines) if has_ended => {
                 let ended = lines.ended.fetch_add(1, Ordering::Relaxed) + 1;
                 let all = lines.all.load(Ordering::Relaxed);
@@ -89,8 +89,8 @@ impl Progress {
     /// Said for good.
     pub(crate) fn note(&self, text: &str) {
         match self {
-            Self::Bar(bar) => bar.suspend(|| output::note(&output::printable(text))),
-            Self::Lines(_) | Self::Silent => output::note(&output::printable(text)),
+            Self::Bar(bar) => bar.suspend(|| output::note(text)),
+            Self::Lines(_) | Self::Silent => output::note(text),
         }
     }
 
