@@ -2,19 +2,21 @@
 
 use std::fmt;
 
+use serde::Deserialize as _;
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 use twinkey_sas::{
     Key, KeyError,
     identifiable::{self, Mark, Purpose},
 };
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::{
     Identity, KeySlot, Mac, RotationId, SECTION, encoding,
     report::Reason,
     sealing::{SEALED_LEN_MAX, SEALED_LEN_MIN},
     twin::{SectionError, Twin, TwinError},
+    wiped::Wiped,
 };
 
 /// New keys for one or both slots, and who vouches for them.
@@ -125,8 +127,8 @@ impl Offer {
     }
 
     fn read_section(section: Option<Value>) -> Result<Option<Self>, OfferError> {
-        let section = Wiped(section.unwrap_or_default());
-        let section = match &section.0 {
+        let section = Wiped::from(section.unwrap_or_default());
+        let section = match &*section {
             Value::Null => return Ok(None),
             Value::Object(section) => section,
             Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
@@ -311,23 +313,5 @@ fn read_slot(section: &Map<String, Value>, slot: KeySlot) -> Result<Option<Offer
             .map(|sealed| Some(OfferedKey::Sealed(sealed)))
             .ok_or(OfferErrorKind::Sealed { slot }),
         (None, None) | (Some(_), Some(_)) => Err(OfferErrorKind::Slot { slot }),
-    }
-}
-
-/// A piece of JSON that may hold a key: its texts are wiped on drop.
-struct Wiped(Value);
-
-impl Drop for Wiped {
-    fn drop(&mut self) {
-        wipe(&mut self.0);
-    }
-}
-
-fn wipe(value: &mut Value) {
-    match value {
-        Value::String(text) => text.zeroize(),
-        Value::Array(values) => values.iter_mut().for_each(wipe),
-        Value::Object(fields) => fields.values_mut().for_each(wipe),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -40,7 +40,6 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 use twinkey_contract::connection_string::ServiceConnectionString;
-use twinkey_contract::wiped::Wiped;
 use twinkey_contract::{Identity, KeySlot};
 use twinkey_sas::{Expiry, ResourceUri, Signer, Token};
 

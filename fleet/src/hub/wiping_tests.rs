@@ -83,7 +83,8 @@ fn twins_with_a_plain_offer_leave_nothing_behind_whether_read_one_by_one_or_by_a
 fn bodies_of_calls_leave_nothing_behind() {
     let mut identity: Device = serde_json::from_value(device(1)).unwrap();
     let rotation = RotationId(uuid::Uuid::from_u128(7));
-    let desired = Offer { rotation, primary: Some(OfferedKey::Plain(key(0))), secondary: None }.to_patch();
+    let desired =
+        Offer { rotation, primary: Some(OfferedKey::Plain(key(0))), secondary: None, auth: None }.to_patch();
     let found = blocks_that_show(secrets(), || {
         let swapped = identity.keys().unwrap().swapped();
         identity.replace_keys(&swapped);

@@ -93,6 +93,7 @@ pub(super) fn of(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed
                 | Refusal::ProofMissing
                 | Refusal::ProofFails
                 | Refusal::SealUnknown
+                | Refusal::TwinTooLarge
                 | Refusal::SlotInUse { .. }
                 | Refusal::BothSlots
                 | Refusal::OfferStands => {

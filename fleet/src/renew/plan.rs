@@ -4,7 +4,7 @@
 //! gets its next key**. Keys are told apart by fingerprint, never by the slot that the device believes them to be in, and
 //! only a report that is believed counts (`belief`).
 
-use twinkey_contract::report::Report;
+use twinkey_contract::report::{Reason, Report};
 use twinkey_contract::sealing::SealingPublicKey;
 use twinkey_contract::tags::{self, Seen};
 use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId};
@@ -247,6 +247,9 @@ fn danger(
     };
     if request.delivers && form.is_none() {
         return Some(Refusal::SealUnknown);
+    }
+    if request.delivers && believed.report().reason == Some(Reason::TwinTooLarge) {
+        return Some(Refusal::TwinTooLarge);
     }
     let lives_on = facts.keys.fingerprint(believed.lives_in());
     let in_use = |slot: KeySlot| facts.keys.fingerprint(slot.other()) != lives_on;

@@ -31,6 +31,8 @@ pub(crate) enum Refusal {
     SealUnknown,
     #[error("the agent reports that somebody else connects as this device")]
     Duel,
+    #[error("the device's twin is too large for its agent to read, so it can't see an offer")]
+    TwinTooLarge,
     #[error("the device did not answer the challenge with the key that it reports to live on")]
     NotFresh,
     #[error("the device lives on its {slot} key")]
@@ -57,6 +59,7 @@ impl Refusal {
             Self::ReportOld => "report-old",
             Self::SealUnknown => "seal-unknown",
             Self::Duel => "duel",
+            Self::TwinTooLarge => "twin-too-large",
             Self::NotFresh => "not-fresh",
             Self::SlotInUse { .. } => "slot-in-use",
             Self::BothSlots => "both-slots",
@@ -98,6 +101,9 @@ impl Refusal {
             }
             Self::Duel => {
                 "find the other program or thief and stop it; in an incident, renew with --incident".to_owned()
+            }
+            Self::TwinTooLarge => {
+                "remove large properties from the twin; characters that the hub does not count make it large, too".to_owned()
             }
             Self::NotFresh => {
                 "look who is connected as the device: the agent would have answered".to_owned()

@@ -213,6 +213,7 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
                 | Refusal::SealChanged
                 | Refusal::ReportOld
                 | Refusal::SealUnknown
+                | Refusal::TwinTooLarge
                 | Refusal::BothSlots => false,
             },
         },
