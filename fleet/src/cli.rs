@@ -435,10 +435,11 @@ pub(crate) struct RenewArgs {
     /// are sealed to the public key that was believed before, and to no other.
     #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name, conflicts_with = "trust_report")]
     pub(crate) incident: Vec<String>,
-    /// Have each device answer a challenge first, so that nobody can repeat an old report of it. One more operation for each
-    /// key. Always done for devices that --trust-report names.
+    /// Do not have each device answer a challenge first. That saves one operation for each device. But then somebody who holds a
+    /// device's connection can repeat an old report of it, and have the key in use renewed. Devices that --trust-report names
+    /// are challenged all the same.
     #[arg(long)]
-    pub(crate) challenge: bool,
+    pub(crate) no_challenge: bool,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
 }

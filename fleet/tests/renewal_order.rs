@@ -13,6 +13,8 @@ use twinkey_contract::sealing::SealingKey;
 use twinkey_contract::{Fingerprint, KeySlot, RotationId};
 use twinkey_sas::identifiable::{Mark, Purpose, inspect};
 
+/// How an operator challenges a device.
+const CHALLENGE: &str = "POST /twins/d1/methods";
 /// How an operator changes the keys in the registry that it has made.
 const CHANGE: &str = "PUT /devices/d1";
 /// How it has the hub make them.
@@ -497,7 +499,6 @@ fn another_public_key_than_the_one_that_was_believed_is_refused_until_a_person_s
     assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("seal-changed")), "{stderr}");
     assert!(stderr.contains("--trust-report"), "{stderr}");
     assert_eq!(hub.count(CHANGE), 1);
-    hub.device("d1", |d| d.agent().answers = true);
     let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes", "--trust-report", "d1"]);
     assert_eq!((exit(&output), json[0]["outcome"].as_str()), (0, Some("renewed")), "{stderr}");
     assert_eq!(hub.device("d1", |d| d.tags["keyRenewal"]["sealTo"].clone()), *second);
@@ -518,7 +519,6 @@ fn a_report_that_is_older_than_one_that_was_believed_is_refused_until_a_person_s
     });
     let (output, json, stderr) = renew(&hub, &["--key-type", "primary", "--yes"]);
     assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("report-old")), "{stderr}");
-    hub.device("d1", |d| d.agent().answers = true);
     let (output, _, stderr) = renew(&hub, &["--key-type", "primary", "--yes", "--trust-report", "d1"]);
     assert_eq!(exit(&output), 0, "{stderr}");
     assert_eq!(hub.device("d1", |d| d.tags["keyRenewal"]["sequence"].clone()), 6);
@@ -546,14 +546,25 @@ fn a_device_in_a_duel_is_renewed_in_an_incident_only_and_sealed_to_what_was_beli
 #[test]
 fn a_challenge_that_is_not_answered_with_the_key_in_use_stops_the_renewal() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
-    let challenged = ["--key-type", "secondary", "--yes", "--challenge"];
-    let (output, json, stderr) = renew(&hub, &challenged);
-    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("not-fresh")), "{stderr}");
-    assert_eq!(hub.count(CHANGE), 0);
-    hub.device("d1", |d| d.agent().answers = true);
-    let (output, _, stderr) = renew(&hub, &challenged);
+    hub.device("d1", |d| d.agent().answers = false);
+    for key_type in ["secondary", "in-turn"] {
+        let (output, json, stderr) = renew(&hub, &["--key-type", key_type, "--yes"]);
+        assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("not-fresh")), "{stderr}");
+    }
+    assert_eq!((hub.count(CHANGE), hub.count(CHALLENGE)), (0, 2));
+    let (output, _, stderr) = renew(&hub, &["--key-type", "secondary", "--yes", "--no-challenge"]);
     assert_eq!(exit(&output), 0, "{stderr}");
-    assert_eq!((hub.count(CHANGE), hub.count("POST /twins/d1/methods")), (1, 2));
+    assert_eq!((hub.count(CHANGE), hub.count(CHALLENGE)), (1, 2));
+    // What a person has to vouch for is challenged all the same.
+    let flags = ["--key-type", "primary", "--yes", "--no-challenge", "--trust-report", "d1"];
+    let (output, json, stderr) = renew(&hub, &flags);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("not-fresh")), "{stderr}");
+    hub.device("d1", |d| d.agent().answers = true);
+    // The proof of the first key is as good as an answer.
+    let before = hub.count(CHALLENGE);
+    let (output, _, stderr) = renew(&hub, &["--key-type", "in-turn", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!((hub.count(CHANGE), hub.count(CHALLENGE) - before), (3, 1));
 }
 
 #[test]
@@ -868,11 +879,16 @@ fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
 }
 
 #[test]
-fn both_keys_in_turn_take_seven_operations_of_the_hub_and_leave_nothing_in_the_twin() {
-    for (source, operations) in [("service", 7), ("local", 6)] {
+fn both_keys_in_turn_take_seven_operations_and_a_challenge_and_leave_no_offer_in_the_twin() {
+    for (source, operations, more) in [
+        ("service", 7 + 1, &[][..]),
+        ("local", 6 + 1, &[]),
+        ("service", 7, &["--no-challenge"]),
+        ("local", 6, &["--no-challenge"]),
+    ] {
         let hub = ScriptedHub::start([("d1", Device::with_agent())]);
         let flags = ["--key-type", "in-turn", "--yes", "--key-source", source];
-        let (output, json, stderr) = renew_devices(&hub, &["d1"], &flags);
+        let (output, json, stderr) = renew_devices(&hub, &["d1"], &[&flags, more].concat());
         assert_eq!(exit(&output), 0, "{source}: {stderr}");
         let rows: Vec<_> = json.as_array().unwrap().iter().collect();
         let keys: Vec<_> = rows.iter().map(|row| row["keyType"].as_str().unwrap()).collect();
@@ -888,7 +904,12 @@ fn both_keys_in_turn_take_seven_operations_of_the_hub_and_leave_nothing_in_the_t
         // Looks for the proof apart: among many devices, one query tells of a hundred.
         let looks = hub.count("GET /twins/");
         let all = hub.change(|state| state.calls.len());
-        assert_eq!(all - looks, operations, "{source}: {:?}", hub.change(|state| state.calls.clone()));
+        assert_eq!(
+            all - looks,
+            operations,
+            "{source} {more:?}: {:?}",
+            hub.change(|state| state.calls.clone())
+        );
     }
 }
 

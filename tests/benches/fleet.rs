@@ -30,8 +30,7 @@ use twinkey_tests::light::{LightFleet, Manners, Puppets};
 use twinkey_tests::vitals::{Usage, raise_descriptors};
 
 /// Both keys of every device.
-const COMMAND: &str =
-    "device-identity renew-key -d * --key-type in-turn --timeout 1h --yes --no-progress --output json";
+const COMMAND: &str = "device-identity renew-key -d * --key-type in-turn --timeout 1h --yes --no-progress --no-challenge --output json";
 const SLOTS: u64 = 2;
 /// Descriptors that are not connections; while a key is proved, a device has two.
 const OTHER_DESCRIPTORS: u64 = 500;

@@ -109,7 +109,7 @@ async fn a_rollout_over_a_bad_fleet_whose_operator_is_killed_again_and_again_ren
     let began = Instant::now();
     let seed = chance.below(1_000).to_string();
     let start = ["start", "--target", "*", "--waves", "10%,100%", "--deadline", "2s", "--retries", "1"];
-    let start = [&start[..], &["--parallelism", "100", "--seed", &seed, "--yes"]].concat();
+    let start = [&start[..], &["--parallelism", "100", "--seed", &seed, "--yes", "--no-challenge"]].concat();
     let mut command = rollout(&start);
     let life = ROLLOUT_LIFE + LIFE_PER_DEVICE * u32::try_from(devices).unwrap();
     for kill in 0..kills {
@@ -170,8 +170,15 @@ async fn settle(hub: &TestHub, ids: &[String], slot: &str) {
 }
 
 fn renewal(hub: &TestHub, ids: &[String], slot: &str, patience: &str) -> Command {
-    let mut command =
-        hub.operator(&["device-identity", "renew-key", "--yes", "--no-progress", "--output", "json"]);
+    let mut command = hub.operator(&[
+        "device-identity",
+        "renew-key",
+        "--yes",
+        "--no-progress",
+        "--no-challenge",
+        "--output",
+        "json",
+    ]);
     command.args(["--key-type", slot, "--timeout", patience, "--device-id"]).args(ids);
     command
 }

@@ -112,8 +112,17 @@ async fn silent_devices_answer_once_they_behave() {
 async fn puppets_take_both_keys_in_turn_and_refuse_one_that_the_registry_does_not_have() {
     let hub = TestHub::start().await;
     let puppets = Puppets::start(&hub, 120).await;
-    let words =
-        ["device-identity", "renew-key", "--key-type", "in-turn", "--yes", "--no-progress", "-d", "*"];
+    let words = [
+        "device-identity",
+        "renew-key",
+        "--key-type",
+        "in-turn",
+        "--yes",
+        "--no-progress",
+        "--no-challenge",
+        "-d",
+        "*",
+    ];
     let mut operator = hub.operator(&words);
     let renewed = operator.stdout(Stdio::null()).output().await.unwrap();
     assert!(renewed.status.success(), "{}", twinkey_tests::gateway::text(&renewed.stderr));

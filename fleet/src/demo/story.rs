@@ -125,7 +125,7 @@ impl Teller<'_> {
             is_continued: false,
             mark: None,
             trust: Trust::default(),
-            is_challenged: false,
+            is_challenged: true,
         };
         let mut trace = Trace::default();
         let narrator = self.narrator;

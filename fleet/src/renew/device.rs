@@ -56,8 +56,18 @@ pub(crate) struct Job {
     pub(crate) mark: Option<Mark>,
     /// What a person has said of the device.
     pub(crate) trust: Trust,
-    /// Whether the device has to answer a challenge before its keys change.
+    /// Whether the device has to answer a challenge before its keys change, unless this run has just seen it prove another
+    /// one. Otherwise somebody who holds the device's connection could repeat an old report, and have the key in use
+    /// regenerated.
     pub(crate) is_challenged: bool,
+}
+
+impl Job {
+    /// In an incident there is no point: who holds a key of the device could answer, and who holds its connection could
+    /// keep the question from it.
+    pub(super) fn needs_challenge(&self) -> bool {
+        (self.is_challenged || self.trust.trusts_report) && !self.trust.is_incident
+    }
 }
 
 /// What a rollout leaves in a twin's tags, so that it can be followed there.
@@ -234,6 +244,7 @@ async fn attempt(
                 .map(|seal_to| tags::Believed { seal_to, sequence: proved.sequence })
                 .filter(|_| offer.remembers.is_some());
             (known.keys, known.twin, known.is_fresh) = (proved.keys, proved.twin, proved.is_fresh);
+            known.is_witnessed = true;
         }
         Answered::Rejected { twin, status, reason } => {
             hold.offer = Some(rotation);
@@ -307,7 +318,7 @@ async fn read_identity(renewer: &Renewer, identity: &Identity, key_source: KeySo
     } else {
         (renewer.hub.twin(identity).await?, true)
     };
-    Ok(Known { device, keys, twin, is_fresh })
+    Ok(Known { device, keys, twin, is_fresh, is_witnessed: false })
 }
 
 enum Prepared {
@@ -349,7 +360,7 @@ async fn prepare(
     let mut decision = decide(job, &known, watch);
     if !known.is_fresh && !matches!(decision.plan, Plan::Renew { .. }) {
         known.twin = renewer.hub.twin(id).await?;
-        known.is_fresh = true;
+        (known.is_fresh, known.is_witnessed) = (true, false);
         decision = decide(job, &known, watch);
     }
     let is_ordered = |plan: &Plan| match plan {
@@ -363,18 +374,20 @@ async fn prepare(
     if is_ordered(&decision.plan) && !hold.lease.is_some_and(lease::Held::is_good) {
         let (twin, lease) = lease::take(&renewer.hub, id, known.twin, &renewer.own, &Map::new()).await?;
         hold.lease = Some(lease);
-        (known.twin, known.is_fresh) = (twin, true);
+        (known.twin, known.is_fresh, known.is_witnessed) = (twin, true, false);
         decision = decide(job, &known, watch);
     } else if matches!(decision.plan, Plan::Renew { .. }) {
         lease::check(&renewer.hub, id, &known.twin, &renewer.own)?;
     }
     let is_changing = |plan: &Plan| match plan {
-        Plan::Renew { change, .. } => *change != Change::Nothing,
+        // What is forced is done whatever the device answers.
+        Plan::Renew { change, in_spite_of, .. } => *change != Change::Nothing && in_spite_of.is_none(),
         Plan::Refuse(_) | Plan::Settle { .. } => false,
     };
-    if (job.is_challenged || job.trust.trusts_report) && is_changing(&decision.plan) {
+    if job.needs_challenge() && is_changing(&decision.plan) && !known.is_witnessed {
         watch(Event::Step("challenging the device"));
         challenge::ask(&renewer.hub, id, &known.keys, &mut known.twin.properties.reported).await?;
+        known.is_witnessed = true;
         decision = decide(job, &known, watch);
     }
     let (change, slots, form, vouching, remembers) = match decision.plan {

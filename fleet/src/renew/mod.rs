@@ -155,7 +155,7 @@ fn job(args: &RenewArgs, identity: &Identity, key_type: KeyType) -> Job {
             trusts_report: args.trust_report.contains(&identity.to_string()),
             is_incident: args.incident.contains(&identity.to_string()),
         },
-        is_challenged: args.challenge,
+        is_challenged: !args.no_challenge,
         etag: args.etag.clone(),
         timeout: args.timeout,
         is_continued: false,

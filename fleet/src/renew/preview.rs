@@ -40,6 +40,7 @@ struct Calls {
     registry: u32,
     twin_reads: u32,
     twin_updates: u32,
+    methods: u32,
 }
 
 pub(super) async fn run(
@@ -59,7 +60,7 @@ pub(super) async fn run(
                 let then = (first.action == "renew" || first.action == "deliver").then(|| Preview {
                     explanation: format!("then the {} key, once the other is proved", slot.other()),
                     // What was read and taken for the first slot serves the second, whose offer takes the first one's place.
-                    calls: Calls { registry: 1, twin_reads: 1, twin_updates: 1 },
+                    calls: Calls { registry: 1, twin_reads: 1, twin_updates: 1, methods: 0 },
                     name: first.name.clone(),
                     device_id: first.device_id.clone(),
                     module_id: first.module_id.clone(),
@@ -81,9 +82,10 @@ pub(super) async fn run(
     match format {
         Format::Json => output::json(&previews)?,
         Format::Table => {
-            let mut table = Table::new(&["DEVICE", "WOULD", "BECAUSE", "REGISTRY", "READS", "UPDATES"]);
+            let mut table =
+                Table::new(&["DEVICE", "WOULD", "BECAUSE", "REGISTRY", "READS", "UPDATES", "METHODS"]);
             for Preview { name, action, explanation, calls, .. } in &previews {
-                let Calls { registry, twin_reads, twin_updates } = calls;
+                let Calls { registry, twin_reads, twin_updates, methods } = calls;
                 table.push([
                     name.clone(),
                     (*action).to_owned(),
@@ -91,6 +93,7 @@ pub(super) async fn run(
                     registry.to_string(),
                     twin_reads.to_string(),
                     twin_updates.to_string(),
+                    methods.to_string(),
                 ]);
             }
             output::table(&table)?;
@@ -105,10 +108,11 @@ pub(super) async fn run(
 fn estimate(previews: &[Preview], limits: LimitArgs) -> String {
     let total =
         |count: fn(&Calls) -> u32| previews.iter().map(|preview| u64::from(count(&preview.calls))).sum();
-    let totals: [(Category, u64); 3] = [
+    let totals: [(Category, u64); 4] = [
         (Category::Registry, total(|calls| calls.registry)),
         (Category::TwinReads, total(|calls| calls.twin_reads)),
         (Category::TwinUpdates, total(|calls| calls.twin_updates)),
+        (Category::Methods, total(|calls| calls.methods)),
     ];
     let tier = limits.tier.unwrap_or(Tier::S1);
     let limits = LimitArgs { tier: Some(tier), ..limits };
@@ -117,9 +121,9 @@ fn estimate(previews: &[Preview], limits: LimitArgs) -> String {
         limits.limits().per_sec(*category).map_or(0.0, |per_sec| *operations as f64 / per_sec)
     };
     let least = Duration::from_secs(totals.iter().map(secs).fold(0.0, f64::max).ceil() as u64);
-    let [(_, registry), (_, reads), (_, updates)] = totals;
+    let [(_, registry), (_, reads), (_, updates), (_, methods)] = totals;
     format!(
-        "in all {registry} operations of the registry, {reads} reads and {updates} updates of twins: at least {} on a hub with {} \
+        "in all {registry} operations of the registry, {reads} reads and {updates} updates of twins, {methods} direct methods: at least {} on a hub with {} \
          of {}",
         humantime::format_duration(least),
         if limits.units == 1 { "one unit".to_owned() } else { format!("{} units", limits.units) },
@@ -160,7 +164,7 @@ async fn look(renewer: &Renewer, job: &Job) -> Preview {
 }
 
 fn describe(job: &Job, plan: Plan) -> (&'static str, String, Option<&'static str>, Calls) {
-    let looking = Calls { registry: 1, twin_reads: 1, twin_updates: 0 };
+    let looking = Calls { registry: 1, twin_reads: 1, twin_updates: 0, methods: 0 };
     match plan {
         Plan::Refuse(refusal) => ("refuse", refusal.to_string(), Some(refusal.code()), looking),
         Plan::Settle { rotation } => {
@@ -208,6 +212,7 @@ fn cost(job: &Job, change: Change, offer: Slots) -> Calls {
         twin_reads: 1 + u32::from(delivers),
         // The lease; the offer; both taken out at once.
         twin_updates: u32::from(has_lease) + u32::from(delivers) + u32::from(has_lease || delivers),
+        methods: u32::from(job.needs_challenge() && change != Change::Nothing),
     }
 }
 

@@ -39,6 +39,9 @@ pub(super) struct Known {
     pub(super) twin: Twin,
     /// Whether the twin shows everything that was written before.
     pub(super) is_fresh: bool,
+    /// Whether the report can't be an old one: this run has just seen the proof of a rotation of its own in it, or the device has
+    /// answered a challenge with it.
+    pub(super) is_witnessed: bool,
 }
 
 /// What a renewal has in the twin that must not stay there.

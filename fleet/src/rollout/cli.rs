@@ -86,6 +86,10 @@ pub(crate) struct SpecArgs {
     /// Their modules, too.
     #[arg(long)]
     include_modules: bool,
+    /// Do not have each device answer a challenge before its keys change. That saves one operation for each device. But then
+    /// somebody who holds a device's connection can repeat an old report of it, and have the key in use renewed.
+    #[arg(long)]
+    no_challenge: bool,
     /// Which keys: `both` one after the other, or only the one that the device does not use. Usually both.
     #[arg(long, value_enum)]
     keys: Option<Keys>,
@@ -242,6 +246,7 @@ impl SpecArgs {
         }
         set(&mut spec.target, self.target.as_ref());
         spec.include_modules |= self.include_modules;
+        spec.challenge &= !self.no_challenge;
         set(&mut spec.keys, self.keys.as_ref());
         set(&mut spec.key_source, self.key_source.map(Into::into).as_ref());
         set(&mut spec.waves, Some(&self.waves).filter(|waves| !waves.is_empty()));

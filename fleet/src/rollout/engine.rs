@@ -71,6 +71,8 @@ pub(crate) struct SlotRequest {
     pub(crate) key_source: Source,
     pub(crate) rollout: Uuid,
     pub(crate) is_forced: bool,
+    /// Whether the device has to answer a challenge first.
+    pub(crate) is_challenged: bool,
     /// Whether the device is done with after this slot.
     pub(crate) is_last: bool,
     /// Whether the other slot follows at once.
@@ -142,7 +144,7 @@ impl Engine for HubEngine {
             is_continued: request.is_continued,
             // A rollout has no exceptions: a device that needs one is renewed by itself.
             trust: Trust::default(),
-            is_challenged: false,
+            is_challenged: request.is_challenged,
             mark: Some(Mark { rollout: request.rollout.to_string(), is_done: request.is_last }),
         };
         let watch = |event: Event| match event {

@@ -31,6 +31,9 @@ pub(crate) struct Spec {
     /// Whether the modules of the devices are renewed, too.
     #[serde(default)]
     pub(crate) include_modules: bool,
+    /// Whether each device has to answer a challenge before its keys change.
+    #[serde(default = "yes")]
+    pub(crate) challenge: bool,
     #[serde(default)]
     pub(crate) keys: Keys,
     #[serde(default)]
@@ -114,6 +117,10 @@ impl Default for HubSize {
     fn default() -> Self {
         Self { tier: None, units: one() }
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn one() -> u32 {

@@ -117,7 +117,7 @@ impl Device {
             status: Status::Idle,
             reason: None,
             sequence: 1,
-            answers: false,
+            answers: true,
         };
         Self {
             keys,

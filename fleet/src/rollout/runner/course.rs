@@ -231,6 +231,7 @@ fn request(row: &DeviceRow, spec: &Spec, rollout: uuid::Uuid) -> Option<SlotRequ
         key_source: spec.key_source,
         rollout,
         is_forced: row.is_forced,
+        is_challenged: spec.challenge,
         is_last: !is_first || !has_second,
         is_continued: is_first && has_second && spec.soak.is_zero(),
     })
