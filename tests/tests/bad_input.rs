@@ -9,6 +9,7 @@
 )]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -429,7 +430,8 @@ async fn two_damaged_key_rings_stop_the_agent_with_advice_and_are_left_as_they_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_state_directory_that_cannot_exist_or_that_others_may_read_stops_the_agent_with_advice() {
+async fn a_state_directory_that_cannot_exist_stops_the_agent_with_advice_and_one_that_others_may_read_is_closed_to_them()
+ {
     let hub = TestHub::start().await;
     let keys = hub.create(DEVICE).await;
     let mut gateway = Gateway::new(&hub, DEVICE, &keys.primary);
@@ -442,12 +444,15 @@ async fn a_state_directory_that_cannot_exist_or_that_others_may_read_stops_the_a
 
     let open = gateway.path("open");
     fs::create_dir(&open).unwrap();
-    fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
     gateway.reconfigure(|settings| settings.state_dir = Some(open.clone()));
-    let output = gateway.run(&["run"]).await;
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("chmod 0700"), "{}", text(&output.stderr));
-    assert_eq!(fs::read_dir(open).unwrap().count(), 0);
+    let agent = gateway.start();
+    hub.until_connected(DEVICE, "primary").await;
+    let mode = fs::metadata(&open).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o700);
+    let log = gateway.log();
+    assert!(log.contains("0755") && log.contains("open to others than its owner"), "{log}");
+    agent.stop().await;
 }
 
 /// An offer that can't be stored: the proven key stays in use, and the rotation goes on once `make_room` has run.

@@ -144,10 +144,10 @@ async fn a_state_directory_of_another_user_is_taken_back_and_a_file_of_another_u
         assert!(!board.machine.try_run(&["systemctl", "start", UNIT]).status.success());
         board.until_said(&format!("can't read {}", KEY_RINGS[1])).await;
         let user = board.machine.run(&["id", "-u", "twinkey"]);
-        board.until_said(&format!("chown {user} {}", KEY_RINGS[1])).await;
+        board.until_said(&format!("chown -h {user} {}", KEY_RINGS[1])).await;
         assert_eq!(board.key_rings(), key_rings);
         // What the message says heals it.
-        board.machine.run(&["chown", &user, KEY_RINGS[1]]);
+        board.machine.run(&["chown", "-h", &user, KEY_RINGS[1]]);
         let mended =
             until("it starts by itself", async || board.hub.history(DEVICE).await.live().cloned()).await;
         assert_eq!(mended.key, "secondary");
