@@ -146,6 +146,27 @@ async fn a_connection_string_goes_to_a_new_private_file_or_where_it_was_asked_fo
     world.hub.shutdown().await;
 }
 
+/// A file's name stands for any text from outside: it comes back in results, and may hold what no id may.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_terminal_acts_upon_reaches_it_neither_in_json_nor_in_text() {
+    let world = World::start().await;
+    world.run_ok(&["device-identity", "create", "-d", "d1"]).await;
+    let odd = world.path("x\u{9b}2J\u{7f}\u{202e}y\u{2028}");
+    let args = ["device-identity", "connection-string", "-d", "d1", "--out", odd.to_str().unwrap()];
+    let json = world.run_ok(&[&args[..], &["--output", "json"]].concat()).await;
+    assert!(json.is_ascii() && json.contains("x\\u009b2J\\u007f\\u202ey\\u2028"), "{json:?}");
+    let value: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(value["file"].as_str(), odd.to_str());
+    // It is there now, so the same again is refused, with its name.
+    let refused = world.run(&args).await;
+    let said = text(&refused.stderr);
+    assert!(said.is_ascii() && said.contains("x 2J  y"), "{said:?}");
+    std::fs::remove_file(&odd).unwrap();
+    let said = world.run_ok(&args).await;
+    assert!(said.is_ascii() && said.contains("x 2J  y"), "{said:?}");
+    world.hub.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_agent_every_renewal_is_refused_as_unsafe() {
     let world = World::start().await;
