@@ -223,7 +223,8 @@ fn problem_of(error: &toml::de::Error, text: &str) -> String {
     format!("line {}: {message}", before.matches('\n').count() + 1)
 }
 
-/// A running agent reads the file again in its loop, so that neither its kind nor its length may hold it up.
+/// A running agent reads the file again in its loop, so that neither its kind nor its length may
+/// hold it up.
 fn read_text(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     let (file, _) = regular_file::open(path, Links::Follow).map_err(unreadable)?;

@@ -78,7 +78,8 @@ mod tests {
     use super::*;
     use crate::twin;
 
-    /// What somebody would have to find by trying: a key whose fingerprint is that of the key in use.
+    /// What somebody would have to find by trying: a key whose fingerprint is that of the key in
+    /// use.
     #[test]
     fn an_offered_key_that_has_the_name_of_the_key_in_use_is_malformed_and_overwrites_nothing() {
         const OFFERED: &str = "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=";

@@ -153,8 +153,8 @@ impl Drop for Line {
     }
 }
 
-/// What comes from outside must neither begin a line of its own nor speak to the terminal; so there are no colours. `None` where
-/// the line can stay as it is.
+/// What comes from outside must neither begin a line of its own nor speak to the terminal; so there
+/// are no colours. `None` where the line can stay as it is.
 fn shown(line: &[u8], format: Format) -> Option<Vec<u8>> {
     let text = String::from_utf8_lossy(line);
     let said = text.strip_suffix('\n').unwrap_or(&text);

@@ -1,12 +1,14 @@
-//! Text from outside (hub, twin, disk, configuration), made safe for a terminal or a log: control characters could rewrite the
-//! screen or begin a line of their own, and others make text look like another.
+//! Text from outside (hub, twin, disk, configuration), made safe for a terminal or a log: control
+//! characters could rewrite the screen or begin a line of their own, and others make text look like
+//! another.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether terminals and browsers act on this character instead of showing it: controls (C0, DELETE, C1), line and paragraph
-/// separators, and the format characters of Unicode 16 (general category Cf), which are invisible or turn the direction of
-/// the text that follows (Unicode Standard Annex 9). Those of them that are drawn, such as U+06DD, stay.
+/// Whether terminals and browsers act on this character instead of showing it: controls (C0,
+/// DELETE, C1), line and paragraph separators, and the format characters of Unicode 16 (general
+/// category Cf), which are invisible or turn the direction of the text that follows (Unicode
+/// Standard Annex 9). Those of them that are drawn, such as U+06DD, stay.
 fn is_acted_upon(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -23,8 +25,8 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     text.chars().map(|c| if is_acted_upon(c) { ' ' } else { c }).collect::<String>().into()
 }
 
-/// The same JSON with `\uXXXX` in place of these characters (RFC 8259 §7). Outside of strings JSON has none of them but line
-/// feeds, which stay.
+/// The same JSON with `\uXXXX` in place of these characters (RFC 8259 §7). Outside of strings JSON
+/// has none of them but line feeds, which stay.
 pub(crate) fn escaped_json(json: &str) -> Cow<'_, str> {
     let is_escaped = |c: char| is_acted_upon(c) && c != '\n';
     if !json.contains(is_escaped) {

@@ -1,5 +1,6 @@
-//! Opens a file to read it, and holds nobody up: what stands in its place may be a FIFO, which waits for a writer, or a
-//! device. The kind is judged by the descriptor, for what a name points to can change between two looks.
+//! Opens a file to read it, without waiting: what stands in its place may be a FIFO, which waits
+//! for a writer, or a device. The kind is judged by the descriptor, for what a name points to can
+//! change between two looks.
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io;
@@ -11,15 +12,17 @@ use rustix::fs::OFlags;
 /// What to do with a symbolic link at the end of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// For files that a person names in the configuration or on the command line. Links are usual there: Kubernetes
-    /// mounts secrets as links, and /etc is full of them. Who may put a link there may put a file there as well.
+    /// For files that a person names in the configuration or on the command line. Links are usual
+    /// there: Kubernetes mounts secrets as links, and /etc is full of them. Who may put a link
+    /// there may put a file there as well.
     Follow,
     /// For files that the agent makes itself. It makes no links.
     Refuse,
 }
 
-/// Opens `path`. What is no regular file is an error of the kind `InvalidData` that says what it is. So pipes are refused
-/// as well (`/dev/fd/63` of a shell): what comes through a pipe goes to standard input.
+/// Opens `path`. What is no regular file is an error of the kind `InvalidData` that says what it
+/// is. So pipes are refused as well (`/dev/fd/63` of a shell): what comes through a pipe goes to
+/// standard input.
 pub(crate) fn open(path: &Path, links: Links) -> io::Result<(File, Metadata)> {
     let links_flag = match links {
         Links::Follow => OFlags::empty(),

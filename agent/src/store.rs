@@ -89,8 +89,8 @@ impl<F: Files> Store<F> {
         }
     }
 
-    /// A bad block is damage like any other, and so is what is no regular file: the other file may be whole. Whose a file is, a
-    /// person has to say.
+    /// A bad block is damage like any other, and so is what is no regular file: the other file may
+    /// be whole. Whose a file is, a person has to say.
     fn read(&self, name: &str) -> Result<Option<Result<KeyRing, DamagedKeyRing>>, StoreError> {
         match self.files.read(name) {
             Ok(bytes) => Ok(bytes.map(|bytes| KeyRing::decode(&bytes))),

@@ -9,7 +9,8 @@ use zeroize::Zeroize;
 
 /// A value whose texts are wiped when it is dropped. `Debug` shows nothing of it.
 ///
-/// What is taken out of it, or replaced in it, is no longer its affair. Names of fields are not wiped: keys stand in values.
+/// What is taken out of it, or replaced in it, is not wiped. Names of fields are not wiped either:
+/// keys stand in values.
 #[derive(Clone, Default, PartialEq)]
 pub struct Wiped(Value);
 

@@ -1,6 +1,7 @@
-//! The files that this program writes. Somebody else may have put something in their place, above all in a directory that several
-//! people can write: a link to a file of ours, a FIFO, a file of his own. So a file is made under another name and renamed, which
-//! follows no link and shows nobody half of it; what has to keep its name is opened without following links and judged by its
+//! The files that this program writes. Somebody else may have put something in their place, above
+//! all in a directory that several people can write: a link to a file of ours, a FIFO, a file of
+//! his own. So a file is made under another name and renamed, which follows no link and shows no
+//! half of it; what has to keep its name is opened without following links and judged by its
 //! descriptor.
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -14,20 +15,21 @@ use tempfile::NamedTempFile;
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readers {
-    /// Nobody but its owner, from the first moment on.
+    /// Its owner alone, from the first moment on.
     Owner,
     /// As with any new file: what others may do with it is up to the umask.
     Umask,
 }
 
-/// Makes a file that only its owner can read. It is there as a whole or not at all, and nothing is overwritten: that is an error of
-/// the kind `AlreadyExists`.
+/// Makes a file that only its owner can read. It is there as a whole or not at all, and nothing is
+/// overwritten: that is an error of the kind `AlreadyExists`.
 pub(crate) fn create_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = written_beside(path, bytes, Readers::Owner)?;
     file.persist_noclobber(path).map(drop).map_err(|e| e.error)
 }
 
-/// Makes a file, or replaces it as a whole; a failure leaves it as it was. A link is replaced, not followed.
+/// Makes a file, or replaces it as a whole; a failure leaves it as it was. A link is replaced, not
+/// followed.
 pub(crate) fn replace(path: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
     let file = written_beside(path, bytes, readers)?;
     file.persist(path).map(drop).map_err(|e| e.error)
@@ -46,8 +48,8 @@ pub(crate) fn replace_or_feed(path: &Path, bytes: &[u8], readers: Readers) -> io
     feed.write_all(bytes)
 }
 
-/// Opens a file that a person has named, to read it. Links are followed; what is no regular file is an error, and keeps nobody
-/// waiting.
+/// Opens a file that a person has named, to read it. Links are followed; what is no regular file is
+/// an error, and keeps nobody waiting.
 pub(crate) fn open_named(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
@@ -79,7 +81,8 @@ pub(crate) fn dir_of(path: &Path) -> &Path {
     path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A new file in the same directory, with a name that cannot be guessed, whose content is on the disk.
+/// A new file in the same directory, with a name that cannot be guessed, whose content is on the
+/// disk.
 fn written_beside(path: &Path, bytes: &[u8], readers: Readers) -> io::Result<NamedTempFile> {
     let mode = match readers {
         Readers::Owner => 0o600,

@@ -55,8 +55,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// A core dump would hold keys of the hub and of devices. Also keeps other processes of the same user from reading this one's
-/// memory.
+/// A core dump would hold keys of the hub and of devices. Also keeps other processes of the same
+/// user from reading this one's memory.
 fn forbid_core_dumps() {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {

@@ -156,9 +156,10 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if is_acted_upon(c) { ' ' } else { c }).collect()
 }
 
-/// Whether terminals and browsers act on this character instead of showing it: controls (C0, DELETE, C1), line and paragraph
-/// separators, and the format characters of Unicode 16 (general category Cf), which are invisible or turn the direction of
-/// the text that follows (Unicode Standard Annex 9). Those of them that are drawn, such as U+06DD, stay.
+/// Whether terminals and browsers act on this character instead of showing it: controls (C0,
+/// DELETE, C1), line and paragraph separators, and the format characters of Unicode 16 (general
+/// category Cf), which are invisible or turn the direction of the text that follows (Unicode
+/// Standard Annex 9). Those of them that are drawn, such as U+06DD, stay.
 pub(crate) fn is_acted_upon(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -167,8 +168,8 @@ pub(crate) fn is_acted_upon(c: char) -> bool {
             | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The same JSON with `\uXXXX` in place of these characters (RFC 8259 §7). Outside of strings JSON has none of them but line
-/// feeds, which stay.
+/// The same JSON with `\uXXXX` in place of these characters (RFC 8259 §7). Outside of strings JSON
+/// has none of them but line feeds, which stay.
 fn escaped_json(json: &str) -> Cow<'_, str> {
     let is_escaped = |c: char| is_acted_upon(c) && c != '\n';
     if !json.contains(is_escaped) {

@@ -66,7 +66,8 @@ pub(crate) fn read_stdin(what: &str) -> Result<Zeroizing<String>, Failure> {
     read_bounded(io::stdin().lock(), what)
 }
 
-/// Writes `secret` to a new file that only its owner can read, and that is there as a whole or not at all.
+/// Writes `secret` to a new file that only its owner can read, and that is there as a whole or not
+/// at all.
 pub(crate) fn write_new_file(path: &Path, secret: &str) -> Result<(), Failure> {
     let fail = |e: io::Error| Failure::failed(format!("write {}: {e}", path.display()));
     files::create_private(path, secret.as_bytes()).map_err(|e| {
@@ -156,7 +157,8 @@ fn warn_if_exposed(path: &Path, metadata: &fs::Metadata) {
     }
 }
 
-/// `metadata` is that of the open file. The advice names the file itself: chmod follows links, and a person should see where.
+/// `metadata` is that of the open file. The advice names the file itself: chmod follows links, and
+/// a person should see where.
 fn exposure(path: &Path, metadata: &fs::Metadata) -> Option<String> {
     let mode = metadata.permissions().mode() & 0o777;
     if !metadata.is_file() || mode & 0o077 == 0 {

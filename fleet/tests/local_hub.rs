@@ -146,7 +146,8 @@ async fn a_connection_string_goes_to_a_new_private_file_or_where_it_was_asked_fo
     world.hub.shutdown().await;
 }
 
-/// A file's name stands for any text from outside: it comes back in results, and may hold what no id may.
+/// A file's name stands for any text from outside: it comes back in results, and may hold what no
+/// id may.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_terminal_acts_upon_reaches_it_neither_in_json_nor_in_text() {
     let world = World::start().await;

@@ -76,7 +76,8 @@ async fn a_fault_that_makes_no_sense_is_named_and_starts_no_hub() {
     }
 }
 
-/// It has the hub's keys in memory. So has every other command of `twinkey`, which begins in the same way.
+/// It has the hub's keys in memory. So has every other command of `twinkey`, which begins in the
+/// same way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_that_crashes_leaves_no_core_dump() {
     let dir = tempfile::tempdir().unwrap();

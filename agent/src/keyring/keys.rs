@@ -7,8 +7,9 @@ use twinkey_contract::Fingerprint;
 use twinkey_rotation::KeyName;
 use twinkey_sas::Key;
 
-/// Keys by their names. Each key's bytes lie in a box of their own, which wipes them when it is dropped: the map moves its entries
-/// about when it grows and shrinks, and what it moved from would keep a copy.
+/// Keys by their names. Each key's bytes lie in a box of their own, which wipes them when it is
+/// dropped: the map moves its entries about when it grows and shrinks, and what it moved from would
+/// keep a copy.
 #[derive(Default)]
 pub(super) struct Keys(BTreeMap<KeyName, Box<Key>>);
 
@@ -49,7 +50,8 @@ pub fn name_of(key: &Key) -> KeyName {
     KeyName(Fingerprint::of(key).0)
 }
 
-/// Another key has the name already. Chance does not bring that about; somebody has looked for such a key.
+/// Another key has the name already. Chance does not bring that about; somebody has looked for such
+/// a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it is another key with the same fingerprint {name} as one that is known, and was not taken: have the hub make a new key"

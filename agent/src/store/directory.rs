@@ -1,5 +1,6 @@
-//! The state directory: made durably, opened once, and judged by its descriptor. Links to it are followed, for a person names it,
-//! and systemd makes it a link where a service has a user of its own for each start.
+//! The state directory: made durably, opened once, and judged by its descriptor. Links to it are
+//! followed, for a person names it, and systemd makes it a link where a service has a user of its
+//! own for each start.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
@@ -13,8 +14,8 @@ use super::StoreError;
 /// Permission bits of the state directory.
 const MODE: u32 = 0o700;
 
-/// Makes the directory and those above it that are missing. Each is durable in its parent when this returns: without that, a power
-/// cut could take the directory away with the key ring in it.
+/// Makes the directory and those above it that are missing. Each is durable in its parent when this
+/// returns: without that, a power cut could take the directory away with the key ring in it.
 pub(super) fn create(path: &Path) -> Result<(), StoreError> {
     let failed = |act, path: &Path| {
         let path = path.to_owned();
@@ -36,16 +37,17 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Makes a directory durable that an earlier process may have made just before it was killed. Where the parent can't be opened or
-/// synced, somebody else has made the directory, or the first write will tell.
+/// Makes a directory durable that an earlier process may have made just before it was killed. Where
+/// the parent can't be opened or synced, somebody else has made the directory, or the first write
+/// will tell.
 pub(super) fn settle(path: &Path) {
     if let Ok(real) = path.canonicalize() {
         let _ = sync(parent_of(&real));
     }
 }
 
-/// Opens it; an error where it is another user's. To root, who may look after an agent that runs as another user, every
-/// user's is right.
+/// Opens it; an error where it is another user's. To root, who may look after an agent that runs as
+/// another user, every user's is right.
 pub(super) fn open(path: &Path) -> Result<File, StoreError> {
     let user = rustix::process::geteuid().as_raw();
     let check_owner = |metadata: &Metadata| {
@@ -61,7 +63,8 @@ pub(super) fn open(path: &Path) -> Result<File, StoreError> {
     let (metadata, handle) = match opened {
         Ok(opened) => opened,
         Err(source) => {
-            // Another user's is mostly one that can't be opened, and whose it is helps more than that.
+            // Another user's is mostly one that can't be opened, and whose it is helps more than
+            // that.
             if source.kind() == io::ErrorKind::PermissionDenied {
                 fs::metadata(path).map_or(Ok(()), |metadata| check_owner(&metadata))?;
             }
@@ -72,7 +75,8 @@ pub(super) fn open(path: &Path) -> Result<File, StoreError> {
     Ok(handle)
 }
 
-/// Takes away what group and others may do with it. The reasons are those of a file that is open to others.
+/// Takes away what group and others may do with it. The reasons are those of a file that is open to
+/// others.
 pub(super) fn close_to_others(path: &Path, handle: &File) -> Result<(), StoreError> {
     let metadata = handle.metadata().map_err(|source| StoreError::File {
         act: "look at",

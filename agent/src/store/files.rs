@@ -18,7 +18,8 @@ const FILE_MODE: u32 = 0o600;
 
 /// File operations in one directory. Nothing is durable before the matching sync has succeeded.
 pub trait Files {
-    /// The whole file; `None` when there is none. `InvalidData` where something else than a regular file stands.
+    /// The whole file; `None` when there is none. `InvalidData` where something else than a regular
+    /// file stands.
     fn read(&self, name: &str) -> io::Result<Option<Zeroizing<Vec<u8>>>>;
     /// Makes or replaces the file.
     fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()>;
@@ -54,7 +55,8 @@ impl Drop for DiskFiles {
 }
 
 impl DiskFiles {
-    /// Makes the directory if it does not exist, checks whose it is, locks it for this process, and closes it to others.
+    /// Makes the directory if it does not exist, checks whose it is, locks it for this process, and
+    /// closes it to others.
     pub(super) fn open(directory: &Path) -> Result<Self, StoreError> {
         if directory.exists() {
             directory::settle(directory);
@@ -84,8 +86,8 @@ impl DiskFiles {
         Ok(Self { directory: directory.to_owned(), handle, is_locked: false })
     }
 
-    /// Whose files are the agent's own: those of this user. To root, who may look after an agent that runs as another user, also
-    /// those of the directory's owner.
+    /// Whose files are the agent's own: those of this user. To root, who may look after an agent
+    /// that runs as another user, also those of the directory's owner.
     fn check_owner(&self, path: &Path, owner: u32) -> io::Result<()> {
         let user = rustix::process::geteuid().as_raw();
         let of_directory = self.handle.metadata()?.uid();
@@ -95,8 +97,9 @@ impl DiskFiles {
         Err(anothers(path, if user == 0 { of_directory } else { user }))
     }
 
-    /// A file that others could read was made so by a person, a backup or a volume's driver. The keys in it may be known. To stop
-    /// would make the device go dark and keep no secret, so the file is closed to others, and the log says what to do.
+    /// A file that others could read was made so by a person, a backup or a volume's driver. The
+    /// keys in it may be known. To stop would make the device go dark and keep no secret, so the
+    /// file is closed to others, and the log says what to do.
     fn close_to_others(&self, name: &str, file: &File, mode: u32) {
         if mode & !FILE_MODE == 0 || !self.is_locked {
             return;
@@ -174,15 +177,16 @@ impl Files for DiskFiles {
     }
 }
 
-/// A file that was restored by another user, root for example, and can't be opened: says whose it has to be.
+/// A file that was restored by another user, root for example, and can't be opened: says whose it
+/// has to be.
 fn with_owner(error: io::Error, path: &Path) -> io::Error {
     let user = rustix::process::geteuid().as_raw();
     let is_anothers = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.uid() != user);
     if error.kind() == io::ErrorKind::PermissionDenied && is_anothers { anothers(path, user) } else { error }
 }
 
-/// The number of the user that it belongs to is left out: in a user namespace, as systemd makes one for the agent, it is not the
-/// real one. `-h`, for somebody could put a link there meanwhile.
+/// The number of the user that it belongs to is left out: in a user namespace, as systemd makes one
+/// for the agent, it is not the real one. `-h`, for somebody could put a link there meanwhile.
 fn anothers(path: &Path, user: u32) -> io::Error {
     let problem = format!(
         "it belongs to another user, and has to belong to user {user}: look at what it is and where it came from, then run `chown -h {user} {}`",

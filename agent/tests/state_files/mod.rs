@@ -1,5 +1,5 @@
-//! What stands in the state directory besides whole key rings of the agent's own user: other kinds of files, files that others
-//! can open, files of another user.
+//! What stands in the state directory besides whole key rings of the agent's own user: other kinds
+//! of files, files that others can open, files of another user.
 
 use std::fs::{self, Permissions};
 use std::io;

@@ -1,5 +1,6 @@
-//! An allocator that looks for secrets in every block that is given back: what stands there stays in the process' memory until
-//! something else overwrites it. A block that grows counts as given back, since it may move.
+//! An allocator that looks for secrets in every block that is given back: what stands there stays
+//! in the process' memory until something else overwrites it. A block that grows counts as given
+//! back, since it may move.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

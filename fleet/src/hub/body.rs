@@ -1,5 +1,6 @@
-//! Bodies of calls and answers. They may hold keys, so that their bytes lie in buffers that are wiped, and are never left behind in
-//! one that was too small. What the HTTP client and TLS keep of them is out of reach.
+//! Bodies of calls and answers. They may hold keys, so that their bytes lie in buffers that are
+//! wiped, and are never left behind in one that was too small. What the HTTP client and TLS keep of
+//! them is out of reach.
 
 use std::io;
 

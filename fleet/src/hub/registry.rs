@@ -58,7 +58,8 @@ pub(crate) struct SymmetricKey {
 pub(crate) enum RegistryKey {
     #[default]
     Absent,
-    /// In a box: a list of devices that grows moves them about, and would leave copies of keys behind.
+    /// In a box: a list of devices that grows moves them about, and would leave copies of keys
+    /// behind.
     Key(Box<Key>),
     /// A text that is no key of 16 to 64 bytes. One odd device must not hide all others from a list.
     Unreadable,

@@ -1,5 +1,5 @@
-//! What the hub's answers and calls hold of keys leaves nothing in the heap. Buffers of the HTTP client are another matter: these
-//! tests begin and end where its work ends and begins.
+//! What the hub's answers and calls hold of keys leaves nothing in the heap. Buffers of the HTTP
+//! client are another matter: these tests begin and end where its work ends and begins.
 #![allow(unsafe_code, reason = "memory that was given back can't be read otherwise")]
 
 #[path = "../../../contract/tests/freed_memory/mod.rs"]

@@ -98,7 +98,8 @@ fn try_lock(file: &File, path: &Path, attempts: u32) -> Result<bool, Failure> {
     Ok(false)
 }
 
-/// Whether it is empty or holds a process id. Any other file, which somebody has given this name, is not to be cut off.
+/// Whether it is empty or holds a process id. Any other file, which somebody has given this name,
+/// is not to be cut off.
 fn is_lock(mut file: &File) -> bool {
     let mut text = Vec::new();
     let read = file.rewind().and_then(|()| file.take(TEXT_LEN_MAX + 1).read_to_end(&mut text));
