@@ -76,7 +76,7 @@ impl fmt::Debug for KeyRing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::twin;
+    use crate::{config, twin};
 
     /// What somebody would have to find by trying: a key whose fingerprint is that of the key in
     /// use.
@@ -102,7 +102,13 @@ mod tests {
         let offer = format!(
             r#"{{"desired": {{"keyRenewal": {{"rotation": "6fa459ea-ee8a-4ca4-894e-db77e160355e", "secondary": {{"key": "{OFFERED}"}}}}}}, "reported": {{}}}}"#
         );
-        let (desired, complaint) = twin::read_desired(offer.as_bytes(), &mut key_ring, true);
+        let by_hand = config::Rotation {
+            allow_unsealed: true,
+            allow_unauthenticated: true,
+            ..config::Rotation::default()
+        };
+        let ring = key_ring.ring;
+        let (desired, complaint) = twin::read_desired(offer.as_bytes(), &mut key_ring, &ring, &by_hand);
         let twinkey_rotation::Desired::Invalid(invalid) = desired else { panic!("{desired:?}") };
         assert_eq!(invalid.reason, twinkey_rotation::Reason::Malformed);
         assert!(invalid.rotation.is_some());

@@ -28,15 +28,20 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) what: String,
     pub(crate) next: Option<String>,
+    /// A stable word for it, where one of several identities failed.
+    pub(crate) code: &'static str,
 }
 
 impl Failure {
+    /// Of what has no word of its own.
+    pub(crate) const CODE: &'static str = "error";
+
     pub(crate) fn failed(what: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, what: what.into(), next: None }
+        Self { exit: Exit::Failed, what: what.into(), next: None, code: Self::CODE }
     }
 
     pub(crate) fn usage(what: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, what: what.into(), next: None }
+        Self { exit: Exit::Usage, what: what.into(), next: None, code: Self::CODE }
     }
 
     /// What happened and what to do, in one line.

@@ -161,7 +161,8 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A string in `'…'` or `"…"`. Escapes: `\'`, `\"`, `\\`, `\uXXXX`; a doubled quote means one.
+    /// A string in `'…'` or `"…"`. Escapes: `\'`, `\"`, `\\`, `\uXXXX`. A doubled quote, which
+    /// other SQLs know, is none of them.
     fn text(&mut self, start: usize) -> Result<Token, QueryError> {
         let quote = self.take();
         let mut text = String::new();
@@ -169,12 +170,7 @@ impl<'a> Lexer<'a> {
             let position = self.position;
             match self.take() {
                 None => return self.error(start, "the string has no end"),
-                end if end == quote => {
-                    if self.peek() != quote {
-                        return Ok(Token::Text(text));
-                    }
-                    text.extend(self.take());
-                }
+                end if end == quote => return Ok(Token::Text(text)),
                 Some('\\') => match self.take() {
                     Some(escaped @ ('\'' | '"' | '\\' | '/')) => text.push(escaped),
                     Some('u') => {

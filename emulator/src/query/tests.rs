@@ -41,7 +41,7 @@ fn conditions_of_operators_are_decided() {
         "tags.floor NIN [1, 2]",
         "tags.floor NOT IN [1, 2]",
         "deviceId in ['d1']",
-        "tags.name = 'O\\'Neil' AND tags.name = 'O''Neil' AND tags.name = \"O'Neil\"",
+        "tags.name = 'O\\'Neil' AND tags.name = \"O'Neil\"",
         "tags.name = 'O\\u0027Neil'",
         "tags.empty = null",
         "tags.[[a.b c]] = 'odd'",
@@ -112,6 +112,11 @@ fn errors_say_where_and_what_was_expected() {
         ("SELECT * FROM devices WHERE STARTS_WITH(a, 'x')", 29, "there is no function STARTS_WITH"),
         ("SELECT * FROM devices WHERE is_defined()", 29, "is_defined does not take 0 arguments"),
         ("SELECT * FROM devices WHERE a = 'x", 33, "the string has no end"),
+        (
+            "SELECT * FROM devices WHERE a = 'O''Neil'",
+            36,
+            "expected an operator, the next clause or the end, found a string",
+        ),
         ("SELECT * FROM devices WHERE a # 1", 31, "'#' means nothing here"),
         (
             "SELECT * FROM devices ORDER BY a",

@@ -14,6 +14,9 @@ const MESSAGE_CHARS_MAX: usize = 400;
 /// Pause before another look at a hub that names none.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);
 
+/// The word, in every output, for a twin that is longer than what is read.
+pub(crate) const TWIN_TOO_LONG: &str = "twin-too-long";
+
 /// A call that gave no result. `call` is method and path, which never hold a secret.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HubError {
@@ -24,7 +27,12 @@ pub(crate) enum HubError {
     #[error("the answer to {call} broke off after {read_bytes} bytes")]
     Cut { call: String, read_bytes: usize, source: reqwest::Error },
     #[error("the answer to {call} is longer than {max_bytes} bytes")]
-    TooLong { call: String, max_bytes: usize },
+    TooLong {
+        call: String,
+        max_bytes: usize,
+        /// Whether the call asks for a change.
+        is_change: bool,
+    },
     // The cause is reduced to its position: it may quote the value, which may be a key.
     #[error("the answer to {call} is not what a hub answers (line {line}, column {column})")]
     Malformed { call: String, line: usize, column: usize },
@@ -122,9 +130,8 @@ impl HubError {
     pub(crate) fn is_ambiguous(&self) -> bool {
         match self {
             Self::Answer { status, .. } => *status >= 500,
-            Self::Cut { .. } | Self::TooLong { .. } | Self::Malformed { .. } | Self::Unanswered { .. } => {
-                true
-            }
+            Self::Cut { .. } | Self::Malformed { .. } | Self::Unanswered { .. } => true,
+            Self::TooLong { is_change, .. } => *is_change,
             // A proxy's page about the hub behind it, which did not answer the proxy in time.
             Self::Foreign { status, .. } => *status >= 500,
             Self::Unreached { .. }
@@ -135,6 +142,11 @@ impl HubError {
             | Self::Untrusted { .. }
             | Self::Token { .. } => false,
         }
+    }
+
+    /// The word for it in outcomes.
+    fn code(&self) -> &'static str {
+        if matches!(self, Self::TooLong { .. }) { TWIN_TOO_LONG } else { Failure::CODE }
     }
 
     fn advice(&self) -> &'static str {
@@ -165,7 +177,10 @@ impl HubError {
             Self::Foreign { .. } => {
                 "something between here and the hub answered, such as a proxy: check HTTPS_PROXY, NO_PROXY and HostName"
             }
-            Self::Cut { .. } | Self::TooLong { .. } | Self::Unanswered { .. } => {
+            Self::TooLong { .. } => {
+                "a twin of that size is the device's doing: look at what it reports, and have it take that out (null)"
+            }
+            Self::Cut { .. } | Self::Unanswered { .. } => {
                 "the hub may or may not have done it: run the same command again, which is safe"
             }
             Self::Malformed { .. } => "check that HostName in the login file names an IoT hub",
@@ -188,7 +203,7 @@ impl HubError {
 
 impl From<&HubError> for Failure {
     fn from(error: &HubError) -> Self {
-        Self::failed(chain(error)).next(error.advice())
+        Self { code: error.code(), ..Self::failed(chain(error)).next(error.advice()) }
     }
 }
 

@@ -10,17 +10,25 @@ use tokio::time::{Instant, timeout};
 use twinkey_contract::connection_string::ServiceConnectionString;
 use twinkey_contract::{Identity, KeySlot};
 
-use super::{CaFile, Category, Hub, HubError};
+use super::{CaFile, Category, Collection, Columns, Hub, HubError, Query};
 
-/// A hub that gives every request the same answer, bytes as they are, and hangs up.
-struct HostileHub {
-    hub: Hub,
+/// A hub that answers with bytes as they are, and hangs up.
+pub(super) struct HostileHub {
+    pub(super) hub: Hub,
     asked: Arc<AtomicUsize>,
     _dir: tempfile::TempDir,
 }
 
+/// The head's lines in lower case, and the body.
+pub(super) type Answering = dyn Fn(&[String], &[u8]) -> Vec<u8> + Send + Sync;
+
 impl HostileHub {
+    /// The same answer to every request.
     fn start(answer: &'static [u8]) -> Self {
+        Self::answering(Arc::new(|_: &[String], _: &[u8]| answer.to_vec()))
+    }
+
+    pub(super) fn answering(answering: Arc<Answering>) -> Self {
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let key = rustls_pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der()).unwrap();
@@ -44,18 +52,22 @@ impl HostileHub {
         let (tls, counted) = (Arc::new(tls), asked.clone());
         std::thread::spawn(move || {
             for tcp in listener.incoming() {
-                let (tls, counted) = (tls.clone(), counted.clone());
-                std::thread::spawn(move || serve(tcp.unwrap(), tls, answer, &counted));
+                let (tls, counted, answering) = (tls.clone(), counted.clone(), answering.clone());
+                std::thread::spawn(move || serve(tcp.unwrap(), tls, &*answering, &counted));
             }
         });
         Self { hub: hub.unwrap_or_else(|e| panic!("{}", e.what)), asked, _dir: dir }
+    }
+
+    pub(super) fn whose_answers_are_read_up_to(self, bytes: usize) -> Self {
+        Self { hub: self.hub.with_answers_up_to(bytes), ..self }
     }
 
     async fn read(&self) -> HubError {
         self.hub.device(&Identity::new("d1", None).unwrap()).await.unwrap_err()
     }
 
-    fn asked(&self) -> usize {
+    pub(super) fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
     }
 }
@@ -63,12 +75,12 @@ impl HostileHub {
 fn serve(
     mut tcp: TcpStream,
     tls: Arc<rustls::ServerConfig>,
-    answer: &[u8],
+    answering: &Answering,
     asked: &AtomicUsize,
 ) -> Option<()> {
     let mut session = rustls::ServerConnection::new(tls).unwrap();
     let mut reader = BufReader::new(rustls::Stream::new(&mut session, &mut tcp));
-    let mut len = 0;
+    let (mut len, mut head) = (0, Vec::new());
     loop {
         let mut line = String::new();
         reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
@@ -77,10 +89,14 @@ fn serve(
             None if line.trim().is_empty() => break,
             Some(_) | None => {}
         }
+        head.push(line.trim().to_ascii_lowercase());
     }
-    reader.read_exact(&mut vec![0; len]).ok()?;
+    let mut body = vec![0; len];
+    reader.read_exact(&mut body).ok()?;
     asked.fetch_add(1, Ordering::Relaxed);
-    reader.get_mut().write_all(answer).ok()?;
+    let answer = answering(&head, &body);
+    // Who is asked for too much gets as much as is taken.
+    let _ = reader.get_mut().write_all(&answer);
     session.send_close_notify();
     session.write_tls(&mut tcp).ok().map(drop)
 }
@@ -90,7 +106,8 @@ async fn a_query_whose_pages_go_round_in_a_circle_ends() {
     let page =
         b"HTTP/1.1 200 OK\r\nx-ms-continuation: again\r\ncontent-length: 2\r\nconnection: close\r\n\r\n[]";
     let hostile = HostileHub::start(page);
-    let error = hostile.hub.query_all("SELECT * FROM devices").await.unwrap_err();
+    let error =
+        hostile.hub.query_all(Query::new(Collection::Devices, Columns::Renewal, None)).await.unwrap_err();
     assert!(matches!(error, HubError::Endless { pages: 2 }), "{error}");
     assert_eq!(hostile.asked(), 2);
 }

@@ -16,7 +16,7 @@ use twinkey_emulator::{Emulator, Options, start};
 
 use super::line::{Outcome, Place};
 use super::pace::depth;
-use super::{CaFile, Category, Hub, HubError, Limits, Tier, Usage};
+use super::{CaFile, Category, Collection, Columns, Hub, HubError, Limits, Query, Tier, Usage};
 
 /// Units of the hubs here: 2000 operations on identities in a minute, which a busy machine can do.
 const UNITS: u32 = 20;
@@ -170,7 +170,10 @@ async fn queries_are_read_to_their_end_page_by_page() {
     for n in 0..205 {
         hub.create_device(&device(n), true).await.unwrap();
     }
-    assert_eq!(hub.query_all("SELECT * FROM devices").await.unwrap().len(), 205);
+    assert_eq!(
+        hub.query_all(Query::new(Collection::Devices, Columns::Renewal, None)).await.unwrap().twins.len(),
+        205
+    );
     let queries = hub.usage().into_iter().find(|(category, _)| *category == Category::Queries).unwrap().1;
     assert_eq!((queries.calls, queries.operations), (3, 3));
     let all: Vec<Identity> = (0..50).map(device).collect();
@@ -180,5 +183,51 @@ async fn queries_are_read_to_their_end_page_by_page() {
         .await
         .unwrap();
     assert_eq!((regenerated.rotated_keys.len(), registry(&hub).operations - before), (50, 50));
+    world.emulator.shutdown().await;
+}
+
+/// Every character that an id may have (IoT Hub REST, Devices - Create Or Update Identity).
+const ODD: &str = "odd-.%_#*?!(),:=@$'+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_query_selects_of_a_twin_is_what_the_twin_says_whatever_the_ids() {
+    let world = World::start(Value::Object(Map::new())).await;
+    let hub = world.hub(Limits::unlimited());
+    let ids = ["d1", ODD, "'", "''", "it's", "d2"];
+    let mut identities: Vec<_> = ids.iter().map(|id| Identity::new(id, None).unwrap()).collect();
+    identities.extend(ids.iter().map(|id| Identity::new(id, Some(ODD)).unwrap()));
+    for identity in &identities {
+        hub.create_device(identity, true).await.unwrap();
+        let ours = json!({"keyRenewal": {"done": true, "of": identity.to_string()}, "others": 1});
+        let patch = json!({"tags": ours, "properties": {"desired": ours}});
+        hub.patch_twin(identity, &patch, None).await.unwrap();
+    }
+    let named = [ODD, "'", "''", "it's", "d2"];
+    let section = |value: &Value| value["keyRenewal"].clone();
+    for (collection, module) in [(Collection::Devices, None), (Collection::Modules, Some(ODD))] {
+        for columns in [Columns::Renewal, Columns::Whole] {
+            let queries = Query::of_devices(collection, columns, named);
+            assert_eq!(queries.len(), 1);
+            let found = hub.query_all(queries.into_iter().next().unwrap()).await.unwrap();
+            assert_eq!(found.twins.len(), named.len());
+            for found in found.twins {
+                let found: super::Twin = serde_json::from_value(found).unwrap();
+                let identity = found.identity();
+                assert!(
+                    named.contains(&identity.device_id.as_str()) && identity.module_id.as_deref() == module
+                );
+                let twin = hub.twin(&identity).await.unwrap();
+                assert_eq!((&found.etag, &found.status), (&twin.etag, &twin.status));
+                assert_eq!(found.connection_state, twin.connection_state);
+                assert_eq!(found.last_activity_time, twin.last_activity_time);
+                assert_eq!(section(&found.tags), section(&twin.tags));
+                let (desired, of_twin) = (&found.properties.desired, &twin.properties.desired);
+                assert_eq!(section(desired), section(of_twin));
+                let at = |desired: &Value| desired["$metadata"]["keyRenewal"]["$lastUpdated"].clone();
+                assert!(at(desired).is_string() && at(desired) == at(of_twin), "{desired}");
+                assert_eq!(found.tags.get("others").is_some(), columns == Columns::Whole);
+            }
+        }
+    }
     world.emulator.shutdown().await;
 }

@@ -23,6 +23,10 @@ mod line_tests;
 mod pace;
 #[cfg(test)]
 mod pace_tests;
+mod paging;
+#[cfg(test)]
+mod paging_tests;
+mod query;
 mod registry;
 mod time;
 mod transport;
@@ -48,12 +52,14 @@ use crate::failure::Failure;
 
 use call::{Call, ID_ENCODING, Repeat, identity_path, method_path, outcome, pause_before_retry, twin_path};
 use circuit::Circuit;
-pub(crate) use error::HubError;
+pub(crate) use error::{HubError, TWIN_TOO_LONG};
 pub(crate) use limits::{Category, Limits, Tier};
 pub(crate) use line::Usage;
 use line::{Closed, Flight, Lines, Outcome};
-use registry::MethodAnswer;
-pub(crate) use registry::{Device, KeyPair, Page, Regenerated, RegistryKey, Twin};
+pub(crate) use paging::{Found, Reading};
+pub(crate) use query::{Collection, Columns, Query};
+use registry::{MethodAnswer, Page};
+pub(crate) use registry::{Device, KeyPair, Regenerated, RegistryKey, Twin};
 use transport::ANSWER_TIMEOUT_SECS;
 pub(crate) use transport::{Answer, CaFile, Transport, describe};
 
@@ -72,16 +78,12 @@ const REGENERATE_COST: usize = 1;
 /// needs some.
 const METHOD_ANSWER_SECS: u64 = 20;
 const METHOD_CONNECT_SECS: u64 = 5;
-/// Most twins on one page of a query (IoT Hub query language, paging).
-const QUERY_PAGE_LEN: u16 = 100;
 /// Time in which the registry has to get to every device that is under way: well within a lease.
 const AT_ONCE_SECS: f64 = 25.0;
 /// Devices that are under way however slow the registry is.
 const AT_ONCE_MIN: usize = 4;
 /// Shortest wait for a turn that is worth a word.
 const FELT_WAIT_MIN: Duration = Duration::from_secs(5);
-/// Most pages of one query: a hub has at most 1,000,000 identities (IoT Hub quotas).
-const QUERY_PAGES_MAX: usize = 10_000;
 /// Longest wait of a call that was decided on what was just read. It goes to the front of its line, so this is only over where
 /// the hub's limits are exhausted.
 const TURN_MAX: Duration = Duration::from_secs(10);
@@ -121,6 +123,12 @@ impl Hub {
     /// The same hub, asked no faster than these limits allow; it counts anew.
     pub(crate) fn with_limits(self, limits: Limits) -> Self {
         Self { lines: Lines::new(limits), limits, ..self }
+    }
+
+    /// The same hub, of whose answers no more than this is read.
+    #[cfg(test)]
+    fn with_answers_up_to(self, bytes: usize) -> Self {
+        Self { transport: self.transport.with_answers_up_to(bytes), ..self }
     }
 
     /// What it was asked until now.
@@ -259,12 +267,7 @@ impl Hub {
     }
 
     /// The first page of a query, or the one after `continuation`, with at most `page_len` twins.
-    pub(crate) async fn query(
-        &self,
-        query: &str,
-        page_len: u16,
-        continuation: Option<&str>,
-    ) -> Result<Page, HubError> {
+    async fn query(&self, query: &str, page_len: u16, continuation: Option<&str>) -> Result<Page, HubError> {
         let path = format!("/devices/query?api-version={API_VERSION}");
         let mut call = Call::new(Category::Queries, Method::POST, path, Repeat::Freely)
             .body(&json!({"query": query}))?
@@ -278,20 +281,14 @@ impl Hub {
         Ok(Page { items, continuation: answer.continuation })
     }
 
-    /// All twins that a query finds, page by page.
-    pub(crate) async fn query_all(&self, query: &str) -> Result<Vec<Value>, HubError> {
-        let mut items = Vec::new();
-        let mut continuation = None;
-        for pages in 1..=QUERY_PAGES_MAX {
-            let page = self.query(query, QUERY_PAGE_LEN, continuation.as_deref()).await?;
-            items.extend(page.items);
-            match page.continuation {
-                None => return Ok(items),
-                same if same == continuation => return Err(HubError::Endless { pages }),
-                next => continuation = next,
-            }
-        }
-        Err(HubError::Endless { pages: QUERY_PAGES_MAX })
+    /// What a query finds, part by part.
+    pub(crate) fn reading(&self, query: Query) -> Reading<'_> {
+        Reading::new(self, query)
+    }
+
+    /// All that a query finds.
+    pub(crate) async fn query_all(&self, query: Query) -> Result<Found, HubError> {
+        self.reading(query).all().await
     }
 
     /// Calls a direct method of the device or module: what it answers, or `None` if nobody answers with success.

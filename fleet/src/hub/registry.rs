@@ -95,10 +95,10 @@ pub(crate) struct Twin {
 
 /// A page of a query's result.
 #[derive(Debug)]
-pub(crate) struct Page {
-    pub(crate) items: Vec<Value>,
+pub(super) struct Page {
+    pub(super) items: Vec<Value>,
     /// Where the next page begins, if there is one.
-    pub(crate) continuation: Option<String>,
+    pub(super) continuation: Option<String>,
 }
 
 /// What a device has answered to a direct method.

@@ -33,6 +33,7 @@ const CA_FILE_LEN_MAX: u64 = 1024 * 1024;
 pub(crate) struct Transport {
     http: reqwest::Client,
     origin: String,
+    answer_len_max: usize,
     time: HubTime,
 }
 
@@ -75,7 +76,18 @@ impl Transport {
         // A proxy is for the world outside, not for a hub on this machine.
         let builder = if is_loopback(authority) { builder.no_proxy() } else { builder };
         let http = builder.build().map_err(|e| fail(&e))?;
-        Ok(Self { http, origin: format!("https://{authority}"), time: HubTime::default() })
+        Ok(Self {
+            http,
+            origin: format!("https://{authority}"),
+            answer_len_max: ANSWER_LEN_MAX,
+            time: HubTime::default(),
+        })
+    }
+
+    /// The same, but it reads no more than this of an answer.
+    #[cfg(test)]
+    pub(super) fn with_answers_up_to(self, answer_len_max: usize) -> Self {
+        Self { answer_len_max, ..self }
     }
 
     /// Unix seconds by the clock of whoever answers; by this machine's before the first answer.
@@ -98,6 +110,8 @@ impl Transport {
         if path.split('?').next() != Some(url.path()) {
             return Err(HubError::Unsendable { call, reason: "an id can't consist of dots".to_owned() });
         }
+        // A query is sent by POST, and changes nothing; it is never asked whether it did.
+        let is_change = !method.is_safe();
         let mut request = Request::new(method, url);
         *request.headers_mut() = headers;
         if let Some(body) = body {
@@ -123,7 +137,7 @@ impl Transport {
         let retry_after = header(RETRY_AFTER.as_str())
             .and_then(|text| read_retry_after(&text, date.as_deref(), unix_now_secs()));
         let continuation = header("x-ms-continuation").filter(|text| !text.is_empty());
-        let body = read_bounded(response, &call).await?;
+        let body = read_bounded(response, &call, self.answer_len_max, is_change).await?;
         Ok(Answer { status, error_code, retry_after, continuation, body })
     }
 }
@@ -148,14 +162,23 @@ fn read_retry_after(text: &str, date: Option<&str>, now_unix_secs: u64) -> Optio
     Some(until.duration_since(now).unwrap_or_default())
 }
 
-async fn read_bounded(mut response: reqwest::Response, call: &str) -> Result<Zeroizing<Vec<u8>>, HubError> {
+async fn read_bounded(
+    mut response: reqwest::Response,
+    call: &str,
+    max_bytes: usize,
+    is_change: bool,
+) -> Result<Zeroizing<Vec<u8>>, HubError> {
     let mut body = Growing::default();
     loop {
         match response.chunk().await {
             Ok(None) => return Ok(body.whole()),
-            Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_LEN_MAX => body.push(&chunk),
+            Ok(Some(chunk)) if body.len() + chunk.len() <= max_bytes => body.push(&chunk),
             Ok(Some(_)) => {
-                return Err(HubError::TooLong { call: call.to_owned(), max_bytes: ANSWER_LEN_MAX });
+                return Err(HubError::TooLong {
+                    call: call.to_owned(),
+                    max_bytes: ANSWER_LEN_MAX,
+                    is_change,
+                });
             }
             Err(source) => {
                 let (call, read_bytes) = (call.to_owned(), body.len());

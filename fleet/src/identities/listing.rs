@@ -6,17 +6,12 @@ use twinkey_contract::Identity;
 use super::{device_of, shown};
 use crate::cli::{ListArgs, ModuleListArgs, Top};
 use crate::failure::{Exit, Failure};
-use crate::hub::{Device, Hub};
+use crate::hub::{Collection, Columns, Device, Hub, Query};
 use crate::output::{self, Format};
 use crate::secrets::log_in;
 
 /// Most identities that a hub lists at once (IoT Hub REST, Devices - Get Devices).
 pub(crate) const REGISTRY_LIST_MAX: u16 = 1000;
-/// Most items on a page of a query that the hub is asked for.
-const QUERY_PAGE_LEN: u16 = 100;
-/// The fields that a list shows.
-const QUERY: &str = "SELECT deviceId, etag, status, connectionState, authenticationType FROM devices";
-
 pub(super) async fn devices(args: &ListArgs, format: Format) -> Result<Exit, Failure> {
     let hub = log_in(&args.hub)?;
     let in_one_call = match args.top {
@@ -59,15 +54,11 @@ async fn found(hub: &Hub, args: &ListArgs) -> Result<(Vec<Device>, bool), Failur
         Top::All => usize::MAX,
     };
     let mut devices = Vec::new();
-    let mut continuation = None;
+    let mut reading = hub.reading(Query::new(Collection::Devices, Columns::Identity, None));
     while devices.len() < wanted {
-        let page = hub.query(QUERY, QUERY_PAGE_LEN, continuation.as_deref()).await?;
+        let Some(part) = reading.next().await? else { break };
         let room = wanted - devices.len();
-        devices.extend(page.items.into_iter().filter_map(device_of_row).take(room));
-        continuation = page.continuation;
-        if continuation.is_none() {
-            break;
-        }
+        devices.extend(part.twins.into_iter().filter_map(device_of_row).take(room));
     }
     if !args.keys {
         return Ok((devices, false));

@@ -5,7 +5,7 @@
 //! what was just written (IoT Hub query language: "eventually consistent"), so it is good for finding a proof, and never for
 //! finding that something is not there; now and then each twin is read by itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,12 +15,12 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use twinkey_contract::Identity;
 
-use crate::hub::{Hub, HubError, Twin};
+use crate::hub::{Collection, Columns, Found, Hub, HubError, Query, Twin};
 
 /// Devices of a run up to this number have their twins read one by one.
 pub(super) const READS_MAX: usize = 3;
-/// Twins in one query.
-const QUERY_DEVICES_MAX: usize = 100;
+/// Twins that are looked at together.
+const TOGETHER_MAX: usize = 100;
 /// First pause between two rounds of reads; it grows by half each time, until somebody new waits.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause between two rounds. Twin reads are metered (100/s on an S1 hub).
@@ -65,7 +65,17 @@ struct Waiting {
 struct Watcher {
     identity: Identity,
     queries: u32,
+    /// Whether its twin is longer than what is read. Among others, it would hold up all of them.
+    is_too_long: bool,
     seen: mpsc::Sender<Seen>,
+}
+
+/// One who is to be shown a twin now.
+struct Ready {
+    number: u64,
+    identity: Identity,
+    /// Whether its twin is not to be looked for by query.
+    is_read_alone: bool,
 }
 
 /// One who waits; whoever drops it waits no more.
@@ -91,7 +101,7 @@ impl Looks {
     /// From now on, this twin is looked at.
     pub(super) fn watch(&self, identity: &Identity) -> Watch {
         let (send, seen) = mpsc::channel(1);
-        let watcher = Watcher { identity: identity.clone(), queries: 0, seen: send };
+        let watcher = Watcher { identity: identity.clone(), queries: 0, is_too_long: false, seen: send };
         let number = self.shared.with(|waiting| {
             waiting.next += 1;
             waiting.watchers.insert(waiting.next, watcher);
@@ -130,10 +140,15 @@ impl Shared {
     }
 
     /// Those who wait and have taken what they were shown before.
-    fn ready(&self) -> Vec<(u64, Identity, u32)> {
+    fn ready(&self) -> Vec<Ready> {
         self.with(|waiting| {
             let ready = waiting.watchers.iter().filter(|(_, watcher)| watcher.seen.capacity() > 0);
-            ready.map(|(number, watcher)| (*number, watcher.identity.clone(), watcher.queries)).collect()
+            let ready = ready.map(|(number, watcher)| Ready {
+                number: *number,
+                identity: watcher.identity.clone(),
+                is_read_alone: watcher.queries >= QUERIES_PER_READ || watcher.is_too_long,
+            });
+            ready.collect()
         })
     }
 
@@ -144,6 +159,7 @@ impl Shared {
                     Ok(Look { is_fresh: false, .. }) => watcher.queries + 1,
                     Ok(_) | Err(_) => 0,
                 };
+                watcher.is_too_long |= matches!(seen, Err(HubError::TooLong { .. }));
                 let _ = watcher.seen.try_send(seen);
             }
         });
@@ -154,14 +170,9 @@ impl Shared {
         self.show(number, seen);
     }
 
-    /// Shows what a query finds, and reads by itself what it doesn't.
-    async fn query(&self, watched: &[(u64, Identity, u32)]) {
-        let ids: Vec<String> =
-            watched.iter().map(|(_, identity, _)| format!("'{}'", identity.device_id)).collect();
-        let has_modules = watched.iter().any(|(_, identity, _)| identity.module_id.is_some());
-        let source = if has_modules { "devices.modules" } else { "devices" };
-        let query = format!("SELECT * FROM {source} WHERE deviceId IN [{}]", ids.join(", "));
-        let found = match self.hub.query_all(&query).await {
+    /// Shows what queries find, and reads by itself what they don't.
+    async fn query(&self, watched: &[Ready], collection: Collection) {
+        let found = match self.find(watched, collection).await {
             Ok(found) => found,
             Err(error) => {
                 let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
@@ -169,7 +180,7 @@ impl Shared {
                 // refuses queries may allow reads.
                 let is_passing = error.is_ambiguous() || error.pause_before_next_look().is_some();
                 if !is_passing || failures >= QUERY_FAILURES_MAX {
-                    for (number, identity, _) in watched {
+                    for Ready { number, identity, .. } in watched {
                         self.read(*number, identity).await;
                     }
                 }
@@ -177,14 +188,24 @@ impl Shared {
             }
         };
         self.failures.store(0, Ordering::Relaxed);
-        let twins = found.into_iter().filter_map(|item| serde_json::from_value::<Twin>(item).ok());
+        // A twin that is too long for a query is too long to be read, which its watcher hears in this way.
+        let twins = found.twins.into_iter().filter_map(|item| serde_json::from_value::<Twin>(item).ok());
         let mut twins: HashMap<Identity, Twin> = twins.map(|twin| (twin.identity(), twin)).collect();
-        for (number, identity, _) in watched {
+        for Ready { number, identity, .. } in watched {
             match twins.remove(identity) {
                 Some(twin) => self.show(*number, Ok(Look { twin, is_fresh: false })),
                 None => self.read(*number, identity).await,
             }
         }
+    }
+
+    async fn find(&self, watched: &[Ready], collection: Collection) -> Result<Found, HubError> {
+        let ids: BTreeSet<&str> = watched.iter().map(|ready| ready.identity.device_id.as_str()).collect();
+        let mut found = Found::default();
+        for query in Query::of_devices(collection, Columns::Renewal, ids) {
+            found.twins.extend(self.hub.query_all(query).await?.twins);
+        }
+        Ok(found)
     }
 }
 
@@ -193,23 +214,21 @@ async fn run(shared: Arc<Shared>, is_many: bool) {
     loop {
         let round = Instant::now();
         let mut ready = shared.ready();
-        // An apostrophe is the one character of an id that means something in a query.
-        let by_itself = |(_, identity, queries): &(u64, Identity, u32)| {
-            *queries >= QUERIES_PER_READ || identity.device_id.contains('\'')
-        };
         let is_few = !is_many;
         let reads: Vec<_> = if is_few {
             std::mem::take(&mut ready)
         } else {
-            ready.extract_if(.., |watched| by_itself(watched)).collect()
+            ready.extract_if(.., |watched| watched.is_read_alone).collect()
         };
-        for (number, identity, _) in &reads {
+        for Ready { number, identity, .. } in &reads {
             shared.read(*number, identity).await;
         }
         let (modules, devices): (Vec<_>, Vec<_>) =
-            ready.into_iter().partition(|(_, identity, _)| identity.module_id.is_some());
-        for chunk in devices.chunks(QUERY_DEVICES_MAX).chain(modules.chunks(QUERY_DEVICES_MAX)) {
-            shared.query(chunk).await;
+            ready.into_iter().partition(|watched| watched.identity.module_id.is_some());
+        for (watched, collection) in [(devices, Collection::Devices), (modules, Collection::Modules)] {
+            for chunk in watched.chunks(TOGETHER_MAX) {
+                shared.query(chunk, collection).await;
+            }
         }
         let rest = if is_few { pause } else { QUERY_PAUSE_MIN }.saturating_sub(round.elapsed());
         pause = (pause * 3 / 2).min(PAUSE_MAX);

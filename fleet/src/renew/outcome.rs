@@ -133,7 +133,7 @@ pub(super) fn of(job: &Job, result: Result<Ending, Stop>, trace: &Trace, elapsed
             let message = format!("no proof in time ({last}); the offer stands, and a second run finishes");
             (Word::Unanswered, Some("timeout".to_owned()), Some(message))
         }
-        Err(Stop::Failed(failure)) => (Word::Failed, Some("error".to_owned()), Some(failure.told())),
+        Err(Stop::Failed(failure)) => (Word::Failed, Some(failure.code.to_owned()), Some(failure.told())),
     };
     Outcome {
         name: job.identity.to_string(),

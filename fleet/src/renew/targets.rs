@@ -4,8 +4,10 @@ use serde_json::Value;
 use twinkey_contract::Identity;
 
 use crate::failure::Failure;
-use crate::hub::{Device, Hub};
+use crate::hub::{Collection, Columns, Device, Hub, Query};
 
+/// Those that authenticate by keys.
+const BY_KEYS: &str = "authenticationType = 'sas'";
 /// Stands for all.
 pub(crate) const ALL: &str = "*";
 
@@ -17,12 +19,12 @@ pub(super) async fn devices(
 ) -> Result<Vec<Identity>, Failure> {
     let is_all = ids.iter().any(|id| id == ALL);
     let mut found = if is_all {
-        query(hub, "SELECT * FROM devices WHERE authenticationType = 'sas'").await?
+        query(hub, Collection::Devices).await?
     } else {
         ids.iter().map(|id| identity(id, None)).collect::<Result<Vec<_>, _>>()?
     };
     if includes_modules && is_all {
-        found.extend(query(hub, "SELECT * FROM devices.modules WHERE authenticationType = 'sas'").await?);
+        found.extend(query(hub, Collection::Modules).await?);
     } else if includes_modules {
         for id in ids {
             found.extend(of_device(hub, id).await?);
@@ -46,10 +48,11 @@ async fn of_device(hub: &Hub, device_id: &str) -> Result<Vec<Identity>, Failure>
     Ok(modules.iter().filter(|module| module.keys().is_some()).map(Device::identity).collect())
 }
 
-async fn query(hub: &Hub, query: &str) -> Result<Vec<Identity>, Failure> {
-    let found = hub.query_all(query).await?;
+async fn query(hub: &Hub, collection: Collection) -> Result<Vec<Identity>, Failure> {
+    let found = hub.query_all(Query::new(collection, Columns::Identity, Some(BY_KEYS))).await?;
     let text = |item: &Value, name: &str| item.get(name).and_then(Value::as_str).map(str::to_owned);
     found
+        .twins
         .iter()
         .filter_map(|item| Some((text(item, "deviceId")?, text(item, "moduleId"))))
         .map(|(device, module)| identity(&device, module.as_deref()))

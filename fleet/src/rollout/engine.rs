@@ -249,7 +249,7 @@ fn translate(request: &SlotRequest, result: Result<Ending, Stop>, trace: &Trace)
             ),
             false,
         ),
-        Err(Stop::Failed(failure)) => fail("error", failure.told(), true),
+        Err(Stop::Failed(failure)) => fail(failure.code, failure.told(), true),
     }
 }
 
@@ -257,16 +257,22 @@ fn trouble(error: HubError) -> SlotResult {
     if error.status() == Some(404) {
         return SlotResult::Gone { message: error.to_string() };
     }
-    let message = Failure::from(error).told();
+    let failure = Failure::from(error);
     let after = Prints::default();
-    SlotResult::Failed { code: "error", message, after, may_retry: true, pause: Duration::ZERO }
+    SlotResult::Failed {
+        code: failure.code,
+        message: failure.told(),
+        after,
+        may_retry: true,
+        pause: Duration::ZERO,
+    }
 }
 
 fn trouble_of(stop: Stop) -> SlotResult {
     match stop {
         Stop::Gone(failure) => SlotResult::Gone { message: failure.what },
         Stop::Failed(failure) => SlotResult::Failed {
-            code: "error",
+            code: failure.code,
             message: failure.told(),
             may_retry: true,
             pause: Duration::ZERO,

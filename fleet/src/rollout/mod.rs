@@ -121,6 +121,7 @@ fn refused(plan: &Plan) -> Failure {
             "mend what the list above says, leave them out with --skip-unsafe, or force single ones with --force-dark ID"
                 .to_owned(),
         ),
+        code: Failure::CODE,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The target as it is before anything is done: who would be renewed, who not, and why.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde_json::Value;
@@ -10,7 +10,7 @@ use twinkey_contract::{Identity, KeySlot, RotationId};
 use super::spec::{ALL, Spec};
 use crate::cli::KeyType;
 use crate::failure::Failure;
-use crate::hub::{Hub, KeyPair, Twin};
+use crate::hub::{Collection, Columns, Found, Hub, KeyPair, Query, TWIN_TOO_LONG, Twin};
 use crate::renew::belief::{Trust, proved_slot};
 use crate::renew::device::standing;
 use crate::renew::plan::{self, Change, Facts, Plan, Refusal, Request};
@@ -19,8 +19,6 @@ use crate::renew::plan::{self, Change, Facts, Plan, Refusal, Request};
 const LIST_MAX: u16 = 1000;
 /// Registry operations at the same time.
 const READS_AT_ONCE: usize = 8;
-/// Devices whose modules one query asks for.
-const DEVICES_PER_QUERY: usize = 100;
 
 /// One of the target.
 #[derive(Debug)]
@@ -74,26 +72,21 @@ pub(crate) async fn find(
     reads_registry: bool,
 ) -> Result<Target, Failure> {
     let condition = spec.target.trim();
-    let query = if condition == ALL {
-        "SELECT * FROM devices".to_owned()
-    } else {
-        format!("SELECT * FROM devices WHERE {condition}")
-    };
-    let mut found = hub.query_all(&query).await?;
+    let condition_of_query = Some(condition).filter(|condition| *condition != ALL);
+    let mut found =
+        hub.query_all(Query::new(Collection::Devices, Columns::Renewal, condition_of_query)).await?;
     if spec.include_modules {
-        found.extend(modules(hub, &found).await?);
+        let modules = modules(hub, &found).await?;
+        found.twins.extend(modules.twins);
+        found.too_long.extend(modules.too_long);
     }
-    let mut twins = Vec::with_capacity(found.len());
-    for item in found {
-        let is_by_keys =
-            item.get("authenticationType").and_then(Value::as_str).is_none_or(|kind| kind == "sas");
-        let twin: Twin = serde_json::from_value(item).map_err(|_| {
-            // The cause stays unsaid: it could quote an offer.
-            Failure::failed("the hub's answer to the query of the target holds what is no twin")
-                .next("check the condition: it goes after WHERE, and everything is selected")
-        })?;
-        twins.push((twin, is_by_keys));
-    }
+    let mut twins = read(found.twins)?;
+    let too_long: HashSet<Identity> = {
+        let too_long = read(found.too_long)?;
+        let identities = too_long.iter().map(|(twin, _)| twin.identity()).collect();
+        twins.extend(too_long);
+        identities
+    };
     if twins.is_empty() {
         return Err(Failure::usage(format!("the target is empty: no device fits {condition}")).next(
             "check the condition (tags are tags.NAME, texts stand in single quotes), and that the hub is the right one",
@@ -108,7 +101,11 @@ pub(crate) async fn find(
     let candidates = twins.iter().map(|(twin, is_by_keys)| {
         let identity = twin.identity();
         let is_forced = forced.contains(&identity);
-        let verdict = if *is_by_keys { judge(twin, &registry, is_forced) } else { without_keys() };
+        let verdict = match is_by_keys {
+            false => without_keys(),
+            true if too_long.contains(&identity) => twin_too_long(),
+            true => judge(twin, &registry, is_forced),
+        };
         let proved = proved(twin, &registry);
         let (rotation, active) = (proved.and_then(|(_, rotation)| rotation), proved.map(|(slot, _)| slot));
         Candidate { verdict, is_forced, mark: mark(twin), rotation, active, identity }
@@ -116,14 +113,29 @@ pub(crate) async fn find(
     Ok(Target { candidates: candidates.collect(), is_compared: matches!(registry, Registry::Read(_)) })
 }
 
-async fn modules(hub: &Hub, devices: &[Value]) -> Result<Vec<Value>, Failure> {
-    let ids: Vec<&str> = devices.iter().filter_map(|twin| twin.get("deviceId")?.as_str()).collect();
-    let mut found = Vec::new();
-    for ids in ids.chunks(DEVICES_PER_QUERY) {
-        // An apostrophe is the one character of an id that means something in a query; it is written twice.
-        let quoted: Vec<_> = ids.iter().map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
-        let query = format!("SELECT * FROM devices.modules WHERE deviceId IN [{}]", quoted.join(", "));
-        found.extend(hub.query_all(&query).await?);
+/// With each twin, whether its identity authenticates by keys.
+fn read(items: Vec<Value>) -> Result<Vec<(Twin, bool)>, Failure> {
+    let read = |item: Value| {
+        let is_by_keys =
+            item.get("authenticationType").and_then(Value::as_str).is_none_or(|kind| kind == "sas");
+        let twin: Twin = serde_json::from_value(item).map_err(|_| {
+            // The cause stays unsaid: it could quote an offer.
+            Failure::failed("the hub's answer to the query of the target holds what is no twin")
+                .next("check the condition: it goes after WHERE, and selects nothing")
+        })?;
+        Ok((twin, is_by_keys))
+    };
+    items.into_iter().map(read).collect()
+}
+
+async fn modules(hub: &Hub, devices: &Found) -> Result<Found, Failure> {
+    let devices = devices.twins.iter().chain(&devices.too_long);
+    let ids = devices.filter_map(|twin| twin.get("deviceId")?.as_str());
+    let mut found = Found::default();
+    for query in Query::of_devices(Collection::Modules, Columns::Renewal, ids) {
+        let part = hub.query_all(query).await?;
+        found.twins.extend(part.twins);
+        found.too_long.extend(part.too_long);
     }
     Ok(found)
 }
@@ -170,6 +182,16 @@ fn without_keys() -> Verdict {
         code: "no-keys",
         because: "it does not authenticate by two symmetric keys".to_owned(),
         advice: "leave it out of the target".to_owned(),
+    }
+}
+
+/// Even forced it can't be renewed: nobody could see its proof.
+fn twin_too_long() -> Verdict {
+    Verdict::Refuse {
+        code: TWIN_TOO_LONG,
+        because: "its twin is longer than what is read".to_owned(),
+        advice: "look at what it reports, and have it take that out; or leave it out of the target"
+            .to_owned(),
     }
 }
 

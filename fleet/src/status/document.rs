@@ -33,7 +33,7 @@ struct Entry<'a> {
     authentication: Option<&'a str>,
     is_connected: bool,
     last_contact: Option<String>,
-    /// `report`, `none`, `other-contract` or `unreadable`.
+    /// `report`, `none`, `other-contract`, `unreadable` or `too-long`.
     report: &'static str,
     contract: Option<u64>,
     agent: Option<&'a str>,
@@ -102,6 +102,7 @@ impl<'a> Entry<'a> {
             Reported::Report(report) => ("report", Some(u64::from(report.contract))),
             Reported::OtherContract(version) => ("other-contract", Some(*version)),
             Reported::Unreadable => ("unreadable", None),
+            Reported::TooLong => ("too-long", None),
         };
         Self {
             device_id: &observed.identity.device_id,

@@ -7,7 +7,7 @@ use twinkey_contract::tags::Seen;
 
 use super::earlier::EarlierIdentity;
 use super::observed::{Observed, Registry, Reported};
-use crate::hub::KeyPair;
+use crate::hub::{KeyPair, TWIN_TOO_LONG};
 use crate::page::Tone;
 use crate::renew::belief::proved_slot;
 use crate::renew::refusal::Refusal;
@@ -32,6 +32,7 @@ pub(crate) enum Mark {
     SequenceBack,
     Restored,
     SlotMismatch,
+    TwinTooLong,
     ReportUnreadable,
     ContractUnknown,
     OfferUnreadable,
@@ -43,7 +44,7 @@ pub(crate) enum Mark {
 }
 
 impl Mark {
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::KeyUnknown,
         Self::ProofMissing,
         Self::ProofFails,
@@ -57,6 +58,7 @@ impl Mark {
         Self::SequenceBack,
         Self::Restored,
         Self::SlotMismatch,
+        Self::TwinTooLong,
         Self::ReportUnreadable,
         Self::ContractUnknown,
         Self::OfferUnreadable,
@@ -83,6 +85,7 @@ impl Mark {
             Self::SequenceBack => "sequence-back",
             Self::Restored => "restored",
             Self::SlotMismatch => "slot-mismatch",
+            Self::TwinTooLong => TWIN_TOO_LONG,
             Self::ReportUnreadable => "report-unreadable",
             Self::ContractUnknown => "contract-unknown",
             Self::OfferUnreadable => "offer-unreadable",
@@ -130,6 +133,7 @@ impl Mark {
             Self::SlotMismatch => {
                 "registry and report name different keys for a slot that is not being renewed"
             }
+            Self::TwinTooLong => "the twin is longer than what is read: the device has filled it up",
             Self::ReportUnreadable => "what stands in the reported properties is no report",
             Self::ContractUnknown => "the agent speaks another version of the contract than this program",
             Self::OfferUnreadable => "what stands in the desired properties is no offer",
@@ -158,6 +162,7 @@ impl Mark {
             | Self::SequenceBack
             | Self::Restored => Tone::Bad,
             Self::SlotMismatch
+            | Self::TwinTooLong
             | Self::ReportUnreadable
             | Self::ContractUnknown
             | Self::OfferUnreadable
@@ -185,6 +190,7 @@ pub(crate) fn marks(observed: &Observed, earlier: Option<&EarlierIdentity>, now:
     }
     match &observed.reported {
         Reported::Nothing => {}
+        Reported::TooLong => mark(Mark::TwinTooLong, true),
         Reported::Unreadable => mark(Mark::ReportUnreadable, true),
         Reported::OtherContract(_) => mark(Mark::ContractUnknown, true),
         Reported::Report(report) => {

@@ -40,6 +40,8 @@ pub(crate) enum Reported {
     OtherContract(u64),
     /// Something else.
     Unreadable,
+    /// Nobody knows: the twin is longer than what is read.
+    TooLong,
 }
 
 /// An offer in the desired properties.
@@ -72,6 +74,11 @@ impl Observed {
         Some(Self::of_twin(&twin, authentication))
     }
 
+    /// Reads what the registry says of an identity whose twin is longer than what is read.
+    pub(crate) fn of_row_too_long(row: Value) -> Option<Self> {
+        Some(Self { reported: Reported::TooLong, ..Self::of_row(row)? })
+    }
+
     /// The same of a twin.
     pub(crate) fn of_twin(twin: &Twin, authentication: Option<String>) -> Self {
         Self {
@@ -90,7 +97,7 @@ impl Observed {
     pub(crate) fn report(&self) -> Option<&Report> {
         match &self.reported {
             Reported::Report(report) => Some(report),
-            Reported::Nothing | Reported::OtherContract(_) | Reported::Unreadable => None,
+            Reported::Nothing | Reported::OtherContract(_) | Reported::Unreadable | Reported::TooLong => None,
         }
     }
 
@@ -103,9 +110,12 @@ impl Observed {
         self.authentication.as_deref().is_none_or(|kind| kind.eq_ignore_ascii_case("sas"))
     }
 
-    /// Whether some agent has been there, of whatever kind.
+    /// Whether some agent is known to have been there, of whatever kind.
     pub(crate) fn has_agent(&self) -> bool {
-        !matches!(self.reported, Reported::Nothing)
+        match self.reported {
+            Reported::Nothing | Reported::TooLong => false,
+            Reported::Report(_) | Reported::OtherContract(_) | Reported::Unreadable => true,
+        }
     }
 
     /// The fingerprint of the key in use, by the report.

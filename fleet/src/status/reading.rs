@@ -9,17 +9,15 @@ use twinkey_contract::Identity;
 
 use super::Row;
 use super::marks::Mark;
-use super::observed::{Observed, Registry};
+use super::observed::{Observed, Registry, Reported};
 use crate::cli::{RegistryReading, StatusArgs};
 use crate::failure::Failure;
-use crate::hub::{Hub, HubError};
+use crate::hub::{Collection, Columns, Hub, HubError, Query};
 use crate::identities::REGISTRY_LIST_MAX;
 use crate::output;
 
 /// Stands for all, as in other commands.
 const ALL: &str = "*";
-/// Most twins on one page. A twin is at most 72 KB, and a page has to fit into one answer.
-const PAGE_LEN: u16 = 100;
 /// Up to so many single reads are made unasked; they take a minute at most of the smallest hub's quota.
 const SINGLE_READS_UNASKED_MAX: usize = 100;
 /// Reads of the registry that a hub takes in a minute for each unit of tier S1 or S2 (quotas, 2019).
@@ -52,29 +50,25 @@ impl<'a> Reading<'a> {
     pub(crate) async fn twins(&self) -> Result<Vec<Observed>, Failure> {
         self.progress.enable_steady_tick(TICK);
         self.progress.set_message("twins");
-        let collections: &[&str] =
-            if self.args.modules { &["devices", "devices.modules"] } else { &["devices"] };
+        let collections: &[Collection] = if self.args.modules {
+            &[Collection::Devices, Collection::Modules]
+        } else {
+            &[Collection::Devices]
+        };
+        let condition = self.args.target.as_deref().filter(|condition| condition.trim() != ALL);
         let (mut identities, mut unreadable) = (Vec::new(), 0_usize);
         for collection in collections {
-            let query = match self.args.target.as_ref().filter(|condition| condition.trim() != ALL) {
-                Some(condition) => format!("SELECT * FROM {collection} WHERE {condition}"),
-                None => format!("SELECT * FROM {collection}"),
-            };
-            let mut continuation = None;
-            loop {
-                let page = self.hub.query(&query, PAGE_LEN, continuation.as_deref()).await;
-                let page = page.map_err(|error| self.query_failure(error))?;
-                for row in page.items {
-                    match Observed::of_row(row) {
+            let mut reading = self.hub.reading(Query::new(*collection, Columns::Renewal, condition));
+            while let Some(part) = reading.next().await.map_err(|error| self.query_failure(error))? {
+                let read = part.twins.into_iter().map(Observed::of_row);
+                let too_long = part.too_long.into_iter().map(Observed::of_row_too_long);
+                for observed in read.chain(too_long) {
+                    match observed {
                         Some(observed) => identities.push(observed),
                         None => unreadable += 1,
                     }
                 }
                 self.progress.set_position(identities.len() as u64);
-                continuation = page.continuation;
-                if continuation.is_none() {
-                    break;
-                }
             }
         }
         self.progress.disable_steady_tick();
@@ -82,6 +76,14 @@ impl<'a> Reading<'a> {
         if let Some(condition) = self.args.target.as_ref().filter(|_| identities.is_empty()) {
             return Err(Failure::usage(format!("no device fits --target {condition}")).next(
                 "check the condition (tags are tags.NAME, texts stand in single quotes), and that the hub is the right one",
+            ));
+        }
+        let too_long = identities.iter().filter(|one| matches!(one.reported, Reported::TooLong)).count();
+        if too_long > 0 {
+            output::warn(&format!(
+                "{too_long} of {} twins are longer than what is read; they have the mark {}",
+                identities.len(),
+                Mark::TwinTooLong.code()
             ));
         }
         if unreadable > 0 {
@@ -181,6 +183,8 @@ impl<'a> Reading<'a> {
         for row in doubtful.take(SINGLE_READS_UNASKED_MAX) {
             match self.read_one(&row.observed).await {
                 Ok(observed) => *row = judge(observed),
+                // What is not ours in it is too much: what the query found is all there is.
+                Err(HubError::TooLong { .. }) => {}
                 // Deleted since the query.
                 Err(error) if error.status() == Some(404) => {}
                 Err(error) => {

@@ -70,6 +70,7 @@ pub(super) fn agent(row: &Row) -> String {
         Reported::Report(report) => report.agent.clone(),
         Reported::OtherContract(version) => format!("contract {version}"),
         Reported::Unreadable => "unreadable".to_owned(),
+        Reported::TooLong => "unknown".to_owned(),
     }
 }
 

@@ -120,6 +120,11 @@ impl World {
 
     /// Connects as this identity, writes `patch` into the reported properties, and stays connected.
     pub(crate) async fn report(&self, identity: &str, key: &Key, patch: Value) -> Connection {
+        self.report_all(identity, key, vec![patch]).await
+    }
+
+    /// The same with several patches, one after the other.
+    pub(crate) async fn report_all(&self, identity: &str, key: &Key, patches: Vec<Value>) -> Connection {
         let config = trusting(&self.hub);
         let address = self.hub.ready().mqtts.clone();
         let host = self.hub.ready().host_name.clone();
@@ -137,7 +142,10 @@ impl World {
             let tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
             let mut connection_to_hub = Connection(rustls::StreamOwned::new(tls, tcp));
             connection_to_hub.connect(&connection);
-            connection_to_hub.publish("$iothub/twin/PATCH/properties/reported/?$rid=1", &patch.to_string());
+            for patch in patches {
+                let topic = "$iothub/twin/PATCH/properties/reported/?$rid=1";
+                connection_to_hub.publish(topic, &patch.to_string());
+            }
             connection_to_hub
         })
         .await
