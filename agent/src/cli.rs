@@ -37,7 +37,7 @@ enum Command {
     /// Run the daemon; SIGTERM ends it cleanly, SIGHUP reads the configuration again.
     Run(ConfigArgument),
     /// Create the key ring from the device's connection string, read from standard input, or typed at a terminal; or
-    /// give it another key (--replace).
+    /// give it another key (--replace), which a running agent takes from root and its own user only.
     #[command(after_help = PROVISION_EXAMPLES)]
     Provision {
         #[command(flatten)]
@@ -68,16 +68,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print a SAS token made by the running agent.
+    /// Print a SAS token of the device's made by the running agent, where its configuration allows it.
+    #[command(
+        after_help = "Whoever has a token can connect as the device in the agent's place. So none is made unless section [local] of the configuration says `tokens = true`."
+    )]
     Token {
         #[command(flatten)]
         config: ConfigArgument,
-        /// How long it is good for, at most 24h.
+        /// How long it is good for, at most 1h.
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: std::time::Duration,
-        /// The resource; the device itself if none is given.
-        #[arg(long)]
-        resource: Option<String>,
     },
 }
 
@@ -204,9 +204,9 @@ fn perform(command: Command) -> Result<(), String> {
                 status_text(&status)
             })
         }
-        Command::Token { config, ttl, resource } => {
+        Command::Token { config, ttl } => {
             let config = Config::read(&config.config).map_err(|error| said(&error))?;
-            let request = json!({"request": "token", "ttlSecs": ttl.as_secs(), "resource": resource});
+            let request = json!({"request": "token", "ttlSecs": ttl.as_secs()});
             let mut answer = ask(&config.local.socket, &request)?;
             match answer.get_mut("token").map(Value::take) {
                 Some(Value::String(token)) => print(&Zeroizing::new(token)),

@@ -78,6 +78,8 @@ pub struct State {
 pub struct Local {
     /// Path of the Unix socket.
     pub socket: PathBuf,
+    /// Whether programs may ask for tokens.
+    pub tokens: bool,
 }
 
 /// Section `[rotation]`.
@@ -122,7 +124,7 @@ impl Default for State {
 
 impl Default for Local {
     fn default() -> Self {
-        Self { socket: "/run/twinkey/agent.sock".into() }
+        Self { socket: "/run/twinkey/agent.sock".into(), tokens: false }
     }
 }
 
@@ -302,6 +304,7 @@ mod tests {
             "takeover",
             "dir",
             "socket",
+            "tokens",
             "propagation_window_secs",
             "allow_unsealed",
             "allow_unauthenticated",

@@ -6,9 +6,11 @@
 //! * [`hub`] speaks MQTT over TLS; [`twin`] turns the twin's JSON into the machine's names and back.
 //! * [`keyring`] is what must not be lost; [`store`] keeps it on disk.
 //! * [`clock`] knows what time it is, also on a board that does not.
+//! * [`budget`] bounds what programs can make the agent hold.
 //! * [`supervisor`] is systemd; [`local`] serves programs on the same machine; [`cli`] is the command line.
 #![forbid(unsafe_code)]
 
+pub mod budget;
 mod chain;
 pub mod cli;
 pub mod clock;

@@ -110,7 +110,7 @@ async fn serve(
     let driver = if is_settled { driver } else { driver.unsettled(predecessor) };
     let driver = driver.run();
     tokio::pin!(driver);
-    let programs = local::serve(listener, registration.clone(), requests_sender);
+    let programs = local::serve(listener, registration.clone(), clock.clone(), requests_sender);
     tokio::pin!(programs);
     let mut serves_programs = true;
     loop {

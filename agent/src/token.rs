@@ -9,9 +9,9 @@ use crate::hub::session::Credentials;
 use crate::hub::topics;
 use crate::keyring::{KeyRing, Registration};
 
-/// Longest life of a token that a program on this machine may ask for, in seconds: a day. It outlives the program and,
-/// for a while, the key.
-const PROGRAM_TTL_SECS_MAX: u64 = 24 * 3_600;
+/// Longest life of a token that a program on this machine may ask for, in seconds: an hour, as long as the agent's own by
+/// default. A token outlives the program that asked for it and, for a while, the key.
+const PROGRAM_TTL_SECS_MAX: u64 = 3_600;
 
 /// What CONNECT says with the key called `key`, and until when the hub lets it count.
 pub fn credentials(
@@ -30,25 +30,18 @@ pub fn credentials(
     Ok((Credentials { identity: identity.clone(), user_name, password }, expiry))
 }
 
-/// A token for a program: for the device or what is below it.
+/// A token for a program: for the device itself.
 pub fn for_program(
     key: &Key,
     registration: &Registration,
-    resource: Option<&str>,
     ttl_secs: u64,
     now_unix_secs: u64,
 ) -> Result<Zeroizing<String>, String> {
-    let own = resource_of(&registration.host_name, &registration.identity);
-    let resource = resource.unwrap_or(&own);
-    let is_own =
-        resource.strip_prefix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    if !is_own {
-        return Err(format!("the device's key only makes tokens for {own} and what is below it"));
-    }
     if !(1..=PROGRAM_TTL_SECS_MAX).contains(&ttl_secs) {
         return Err(format!("a token's life must be between 1 and {PROGRAM_TTL_SECS_MAX} seconds"));
     }
-    let uri = ResourceUri::from_plain(resource).map_err(|error| error.to_string())?;
+    let resource = resource_of(&registration.host_name, &registration.identity);
+    let uri = ResourceUri::from_plain(&resource).map_err(|error| error.to_string())?;
     let expiry = Expiry::after(now_unix_secs, ttl_secs).ok_or("the clock is out of range")?;
     Ok(sign(key, &uri, expiry)?)
 }

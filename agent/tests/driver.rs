@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use twinkey_agent::local::Request;
 use twinkey_sas::Verifier;
+use zeroize::Zeroizing;
 
 use self::support::{Agent, Answer, Hub, TODAY, counter, is_connected, key_of};
 
@@ -77,11 +78,9 @@ async fn an_acknowledgement_that_comes_on_the_old_connection_after_a_takeover_sa
 #[tokio::test(start_paused = true)]
 async fn a_program_gets_a_token_of_the_key_in_use_with_the_lifetime_that_it_asked_for() {
     let hub = Hub::new();
-    let agent = Agent::start(&hub, "");
+    let agent = Agent::start(&hub, "[local]\ntokens = true\n");
     agent.until("a connection", is_connected).await;
-    let (answer, token) = oneshot::channel();
-    agent.requests.send(Request::Token { ttl_secs: 60, resource: None, answer }).await.unwrap();
-    let token = token.await.unwrap().unwrap();
+    let token = token(&agent, 60).await.unwrap();
     let is_valid = |key: u8, now: u64| {
         Verifier::new(&key_of(key), None).verify(&token, "hub.example/devices/d", now).is_ok()
     };
@@ -90,7 +89,27 @@ async fn a_program_gets_a_token_of_the_key_in_use_with_the_lifetime_that_it_aske
         "{}",
         &**token
     );
+    for ttl_secs in [0, 3_601, u64::MAX] {
+        let refusal = self::token(&agent, ttl_secs).await.unwrap_err();
+        assert!(refusal.contains("between 1 and 3600 seconds"), "{refusal}");
+    }
     agent.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_gets_no_token_unless_the_configuration_says_so_and_hears_which_setting_that_is() {
+    let hub = Hub::new();
+    let agent = Agent::start(&hub, "");
+    agent.until("a connection", is_connected).await;
+    let refusal = token(&agent, 60).await.unwrap_err();
+    assert!(refusal.contains("`tokens = true`") && refusal.contains("[local]"), "{refusal}");
+    agent.stop().await;
+}
+
+async fn token(agent: &Agent, ttl_secs: u64) -> Result<Zeroizing<String>, String> {
+    let (answer, token) = oneshot::channel();
+    agent.requests.send(Request::Token { ttl_secs, answer }).await.unwrap();
+    token.await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use twinkey_agent::budget::Room;
 use twinkey_agent::hub::Timing;
 use twinkey_agent::hub::dial::DialError;
 use twinkey_agent::hub::outbox::{Message, Outbox};
@@ -222,9 +223,12 @@ async fn a_link_that_swallows_what_is_written_is_noticed_by_the_oldest_message()
     let error = loop {
         // Writing goes on all the time; only answers count.
         let (acknowledged, _) = oneshot::channel();
-        outbox
-            .push(Message { topic: "devices/d/messages/events/".into(), payload: Bytes::new(), acknowledged })
-            .unwrap();
+        outbox.push(Message {
+            topic: "devices/d/messages/events/".into(),
+            payload: Bytes::new(),
+            acknowledged,
+            room: Room::uncounted(),
+        });
         if let Err(error) = session.pursue(Some(&mut outbox), None, Instant::now()) {
             break error;
         }
@@ -248,7 +252,7 @@ async fn unacknowledged_messages_go_on_with_the_next_session_in_order_and_marked
         let (acknowledged, acknowledgement) = oneshot::channel();
         acknowledgements.push(acknowledgement);
         let payload = Bytes::from(number.to_string());
-        outbox.push(Message { topic: "t".into(), payload, acknowledged }).unwrap();
+        outbox.push(Message { topic: "t".into(), payload, acknowledged, room: Room::uncounted() });
     }
     session.pursue(Some(&mut outbox), None, Instant::now()).unwrap();
     let mut first = Vec::new();
@@ -290,7 +294,7 @@ async fn a_large_message_on_a_slow_link_is_given_the_time_that_it_takes() {
     let mut outbox = Outbox::default();
     let (acknowledged, _) = oneshot::channel();
     let payload = Bytes::from(vec![b'x'; 100_000]);
-    outbox.push(Message { topic: "t".into(), payload, acknowledged }).unwrap();
+    outbox.push(Message { topic: "t".into(), payload, acknowledged, room: Room::uncounted() });
     session.pursue(Some(&mut outbox), None, Instant::now()).unwrap();
     let began = Instant::now();
     // A link of 1,000 bytes a second takes 100 s for it.
@@ -307,7 +311,12 @@ async fn large_messages_travel_one_by_one() {
     let mut outbox = Outbox::default();
     for _ in 0..3 {
         let (acknowledged, _) = oneshot::channel();
-        outbox.push(Message { topic: "t".into(), payload: vec![0; 200_000].into(), acknowledged }).unwrap();
+        outbox.push(Message {
+            topic: "t".into(),
+            payload: vec![0; 200_000].into(),
+            acknowledged,
+            room: Room::uncounted(),
+        });
     }
     session.pursue(Some(&mut outbox), None, Instant::now()).unwrap();
     assert_eq!((outbox.in_flight_count(), outbox.waiting_count()), (1, 2));

@@ -33,6 +33,8 @@ pub struct Settings {
     pub ca_file: PathBuf,
     /// `[hub] takeover`
     pub takeover: &'static str,
+    /// `[local] tokens`
+    pub tokens: bool,
     /// `[rotation] propagation_window_secs`
     pub propagation_window_secs: u64,
     /// `[rotation] allow_unsealed` and `allow_unauthenticated`: offers that a person writes by hand.
@@ -62,6 +64,7 @@ impl Settings {
             https_port: 443,
             ca_file: ca_file.to_owned(),
             takeover: "make-before-break",
+            tokens: false,
             propagation_window_secs: 2,
             takes_plain_offers: true,
             token_lifetime_secs: 3_600,
@@ -106,6 +109,7 @@ impl Gateway {
             https_port,
             ca_file,
             takeover,
+            tokens,
             propagation_window_secs,
             takes_plain_offers,
             token_lifetime_secs,
@@ -119,7 +123,7 @@ impl Gateway {
         // Rust's notation of these paths is TOML's too.
         let text = format!(
             "[hub]\nconnection_string_file = {connection_string:?}\nca_file = {ca_file:?}\nsystem_roots = false\n\
-             port = {port}\nhttps_port = {https_port}\ntakeover = {takeover:?}\n\n[state]\ndir = {state:?}\n\n[local]\nsocket = {socket:?}\n\n\
+             port = {port}\nhttps_port = {https_port}\ntakeover = {takeover:?}\n\n[state]\ndir = {state:?}\n\n[local]\nsocket = {socket:?}\ntokens = {tokens}\n\n\
              [rotation]\npropagation_window_secs = {propagation_window_secs}\nallow_unsealed = {takes_plain_offers}\n\
              allow_unauthenticated = {takes_plain_offers}\n\n\
              [token]\nlifetime_secs = {token_lifetime_secs}\n"

@@ -15,8 +15,8 @@ use crate::gateway::Gateway;
 use crate::hub::TestHub;
 use crate::waiting::{until, within};
 
-/// Messages that may be unacknowledged; beyond that the program waits, as a well-behaved one does. Below the agent's
-/// own limit of 1,000 for each program.
+/// Messages that may be unacknowledged; beyond that the program waits, as a well-behaved one does. The
+/// agent has room for more from each program.
 const OUTSTANDING_MAX: usize = 500;
 
 /// The program. Dropping it ends it.

@@ -227,6 +227,74 @@ async fn what_root_stores_for_an_agent_of_another_user_belongs_to_that_user() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_taken_from_root_and_the_agents_own_user_and_from_no_other_of_the_group() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can ask as another user");
+        return;
+    }
+    const NOBODY: u32 = 65_534;
+    let hub = TestHub::start().await;
+    let keys = hub.create("d").await;
+    let gateway = Gateway::with(Settings::for_hub(&hub), &connection_string("localhost", "d", &dead_key()));
+    let agent = gateway.start();
+    gateway.until_logged("could not connect").await;
+    // As if that user were in the socket's group.
+    for (path, mode) in [(gateway.path(""), 0o711), (gateway.socket(), 0o666)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let held = gateway.key_rings();
+    let right = connection_string("localhost", "d", &keys.primary);
+    let mut command = gateway.command(&["provision", "--replace"]);
+    let mut child = command
+        .uid(NOBODY)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(right.as_bytes()).await.unwrap();
+    let refused = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("only root and the agent's own user"), "{said}");
+    assert!(!said.contains(&keys.primary));
+    assert_eq!(gateway.key_rings(), held);
+    // Everything else is open to it.
+    let mut status = gateway.command(&["status"]);
+    assert!(status.uid(NOBODY).output().await.unwrap().status.success());
+
+    let replaced = gateway.run_with_input(&["provision", "--replace"], right.as_bytes()).await;
+    assert!(replaced.status.success(), "{}", text(&replaced.stderr));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_gets_a_token_of_an_hour_at_most_where_the_configuration_allows_it_and_for_no_other_resource()
+ {
+    let hub = TestHub::start().await;
+    let keys = hub.create("d").await;
+    let mut gateway = Gateway::new(&hub, "d", &keys.primary);
+    let agent = gateway.start();
+    hub.until_connected("d", "primary").await;
+    let refused = gateway.run(&["token"]).await;
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("`tokens = true`"), "{}", text(&refused.stderr));
+
+    gateway.reconfigure(|settings| settings.tokens = true);
+    agent.signal(rustix::process::Signal::HUP);
+    gateway.until_logged("configuration read again").await;
+    let given = gateway.run(&["token", "--ttl", "10m"]).await;
+    let token = text(&given.stdout);
+    assert!(token.starts_with("SharedAccessSignature sr=localhost%2Fdevices%2Fd&sig="), "{token}");
+    let too_long = text(&gateway.run(&["token", "--ttl", "61m"]).await.stderr);
+    assert!(too_long.contains("between 1 and 3600 seconds"), "{too_long}");
+    let mut program = gateway.program().await;
+    let other = json!({"request": "token", "resource": "localhost/devices/d/../other"});
+    assert_eq!(program.ask(other).await["ok"], false);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_in_the_wrong_field_of_a_request_is_not_quoted() {
     let hub = TestHub::start().await;
     let keys = hub.create("d").await;

@@ -10,19 +10,19 @@ use crate::local::{Replacement, Request};
 use crate::store::{Files, StoreError};
 use crate::{provision, token};
 
+const NO_TOKENS: &str = "this agent makes no tokens for programs: whoever has one can connect as the device in its place. To allow it, write `tokens = true` into section [local] of the agent's configuration, and reload or restart it";
+
 impl<F: Files + Send + 'static> Driver<F> {
     pub(super) fn asked(&mut self, request: Request) {
         // Whoever asked may have gone away meanwhile: nobody to tell.
         match request {
-            Request::Publish { message, taken } => {
-                let _ = taken.send(self.outbox.push(message));
-            }
+            Request::Publish(message) => self.outbox.push(message),
             Request::Status(answer) => {
                 let _ = answer.send(self.status());
             }
             Request::Replace(replacement) => self.replace(replacement),
-            Request::Token { ttl_secs, resource, answer } => {
-                let _ = answer.send(self.local_token(ttl_secs, resource.as_deref()));
+            Request::Token { ttl_secs, answer } => {
+                let _ = answer.send(self.local_token(ttl_secs));
             }
         }
     }
@@ -77,13 +77,12 @@ impl<F: Files + Send + 'static> Driver<F> {
         }
     }
 
-    pub(super) fn local_token(
-        &self,
-        ttl_secs: u64,
-        resource: Option<&str>,
-    ) -> Result<Zeroizing<String>, String> {
+    fn local_token(&self, ttl_secs: u64) -> Result<Zeroizing<String>, String> {
+        if !self.config.local.tokens {
+            return Err(NO_TOKENS.to_owned());
+        }
         let key = self.state.live.or(self.state.ring.active_key()).and_then(|name| self.key_ring.key(name));
         let key = key.ok_or("there is no active key")?;
-        token::for_program(key, &self.key_ring.registration, resource, ttl_secs, self.clock.unix_secs())
+        token::for_program(key, &self.key_ring.registration, ttl_secs, self.clock.unix_secs())
     }
 }

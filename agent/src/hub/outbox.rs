@@ -10,6 +10,7 @@ use rumqttc::mqttbytes::v4::{Packet, Publish};
 use tokio::sync::oneshot;
 
 use super::wire::{Wire, WireError};
+use crate::budget::Room;
 use crate::clock::Instant;
 
 /// Messages that may be on their way at once. The SDKs use 10 to 100; more helps only where a round trip takes seconds.
@@ -22,10 +23,6 @@ const IN_FLIGHT_MAX_SECS: usize = 256;
 const LINK_RATE: usize = 1_000;
 /// The slowest link on which messages of any size still get through, in bytes a second.
 const LINK_RATE_MIN: usize = 125;
-/// Messages that may wait, in number.
-const QUEUE_MAX: usize = 10_000;
-/// Messages that may wait, in bytes of topic and payload: a gateway has little memory to spare.
-const QUEUE_LEN_MAX: usize = 8 * 1024 * 1024;
 /// Largest device-to-cloud message (Microsoft, "IoT Hub quotas and throttling"), in bytes.
 pub const MESSAGE_LEN_MAX: usize = 256 * 1024 - 1024;
 /// Bytes in the wire's buffer from which on no more messages are added to it.
@@ -33,11 +30,16 @@ const BACKLOG_LEN_MAX: usize = 64 * 1024;
 /// Packet identifiers of messages run from 1 to here; the ones above belong to subscriptions.
 const PACKET_ID_MAX: u16 = 0xfeff;
 
-/// What waits, and what is on its way.
+/// What a message takes besides topic and payload, in bytes: the message itself, here and on its way to here, and what the
+/// allocator adds.
+const OVERHEAD_LEN: usize = 256;
+/// Waiting messages whose places in the queue are kept for the next ones.
+const WAITING_KEPT: usize = 256;
+
+/// What waits, and what is on its way. It has no limit of its own: each message brings its [`Room`].
 #[derive(Debug)]
 pub struct Outbox {
     waiting: VecDeque<Message>,
-    waiting_len: usize,
     in_flight: VecDeque<InFlight>,
     last_packet_id: u16,
     /// In bytes a second.
@@ -46,13 +48,7 @@ pub struct Outbox {
 
 impl Default for Outbox {
     fn default() -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            waiting_len: 0,
-            in_flight: VecDeque::new(),
-            last_packet_id: 0,
-            link_rate: LINK_RATE,
-        }
+        Self { waiting: VecDeque::new(), in_flight: VecDeque::new(), last_packet_id: 0, link_rate: LINK_RATE }
     }
 }
 
@@ -65,6 +61,8 @@ pub struct Message {
     pub payload: Bytes,
     /// Told when the hub has acknowledged it.
     pub acknowledged: oneshot::Sender<()>,
+    /// Its part of what programs may make the agent hold.
+    pub room: Room,
 }
 
 #[derive(Debug)]
@@ -77,21 +75,10 @@ struct InFlight {
     is_duplicate: bool,
 }
 
-/// The outbox takes no more at the moment.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{QUEUE_MAX} messages or {QUEUE_LEN_MAX} bytes wait for the hub already: wait for acknowledgements")]
-pub struct Full;
-
 impl Outbox {
     /// Takes a message over.
-    pub fn push(&mut self, message: Message) -> Result<(), Full> {
-        let len = message.len();
-        if self.waiting.len() >= QUEUE_MAX || self.waiting_len + len > QUEUE_LEN_MAX {
-            return Err(Full);
-        }
-        self.waiting_len += len;
+    pub fn push(&mut self, message: Message) {
         self.waiting.push_back(message);
-        Ok(())
     }
 
     /// A new connection stands: all that has no answer yet is to be sent again, in the same order (MQTT-4.6.0-1).
@@ -124,13 +111,16 @@ impl Outbox {
             }
             let Some(message) = self.waiting.pop_front() else { break };
             in_flight_len += message.len();
-            self.waiting_len = self.waiting_len.saturating_sub(message.len());
             let mut entry =
                 InFlight { packet_id: self.next_packet_id(), message, sent_at: None, is_duplicate: false };
             let queued = wire.queue(&entry.packet());
             entry.sent_at = queued.is_ok().then_some(now);
             self.in_flight.push_back(entry);
             queued?;
+        }
+        if self.waiting.is_empty() && self.waiting.capacity() > WAITING_KEPT {
+            // As large as it was during an outage.
+            self.waiting = VecDeque::new();
         }
         Ok(())
     }
@@ -140,8 +130,10 @@ impl Outbox {
         let position = self.in_flight.iter().position(|entry| entry.packet_id == packet_id);
         if let Some(entry) = position.and_then(|position| self.in_flight.remove(position)) {
             self.link_rate = (self.link_rate * 2).min(LINK_RATE);
+            let Message { acknowledged, room, .. } = entry.message;
+            drop(room);
             // Whoever handed it over may have gone away meanwhile.
-            let _ = entry.message.acknowledged.send(());
+            let _ = acknowledged.send(());
         }
     }
 
@@ -189,6 +181,11 @@ impl Outbox {
 }
 
 impl Message {
+    /// How much room a message takes whose topic and payload have `len` bytes together.
+    pub const fn cost_of(len: usize) -> usize {
+        len + OVERHEAD_LEN
+    }
+
     fn len(&self) -> usize {
         self.topic.len() + self.payload.len()
     }

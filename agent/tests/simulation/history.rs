@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use twinkey_agent::budget::Room;
 use twinkey_agent::clock::Clock;
 use twinkey_agent::config::{Config, Takeover};
 use twinkey_agent::driver::{Driver, Parts, Signal};
@@ -220,10 +221,10 @@ impl Director {
             topic: "devices/pump-7/messages/events/".into(),
             payload: number.to_string().into(),
             acknowledged,
+            room: Room::uncounted(),
         };
-        let (taken, _) = oneshot::channel();
         // A process that has just died takes nothing; its successor will.
-        if process.requests.try_send(Request::Publish { message, taken }).is_err() {
+        if process.requests.try_send(Request::Publish(message)).is_err() {
             return;
         }
         let world = Arc::clone(&self.world);

@@ -23,6 +23,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use twinkey_agent::budget::Room;
 use twinkey_agent::clock::{Clock, MADE_UNIX_SECS};
 use twinkey_agent::config::Config;
 use twinkey_agent::driver::{Driver, Parts, Signal};
@@ -405,10 +406,8 @@ impl Agent {
 
     pub async fn publish_body(&self, payload: Bytes) -> oneshot::Receiver<()> {
         let (acknowledged, acknowledgement) = oneshot::channel();
-        let message = Message { topic: "t".into(), payload, acknowledged };
-        let (taken, is_taken) = oneshot::channel();
-        self.requests.send(Request::Publish { message, taken }).await.unwrap();
-        is_taken.await.unwrap().unwrap();
+        let message = Message { topic: "t".into(), payload, acknowledged, room: Room::uncounted() };
+        self.requests.send(Request::Publish(message)).await.unwrap();
         acknowledgement
     }
 

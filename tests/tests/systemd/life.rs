@@ -69,7 +69,7 @@ async fn it_runs_as_its_own_user_and_says_how_it_is(board: &Board) {
     assert_eq!(kept, "twinkey:twinkey 700\ntwinkey:twinkey 600");
     // The group's programs get at the socket, and nobody else does.
     let asked = |user: &str, groups: &str| {
-        let words = ["setpriv", "--reuid", user, "--regid", "nogroup", groups, "twinkey-agent", "token"];
+        let words = ["setpriv", "--reuid", user, "--regid", "nogroup", groups, "twinkey-agent", "status"];
         machine.try_run(&words)
     };
     assert!(asked("nobody", "--groups=twinkey").status.success());
