@@ -70,6 +70,23 @@ fn the_services_document_gives_a_reason_for_every_switch() {
 }
 
 #[test]
+fn the_memory_that_the_unit_allows_is_the_sum_of_what_the_document_lists_with_the_budget_for_programs_in_it()
+{
+    let document = read("docs/systemd.md");
+    let (_, memory) = document.split_once("## Memory\n").unwrap();
+    let rows = memory.split("\n## ").next().unwrap().lines().filter_map(|line| line.strip_prefix("| "));
+    let rows: Vec<(u64, &str)> = rows
+        .filter_map(|row| row.split_once(" | "))
+        .filter_map(|(mib, what)| Some((mib.parse().ok()?, what)))
+        .collect();
+    let sum: u64 = rows.iter().map(|(mib, _)| mib).sum();
+    let unit = read("systemd/twinkey-agent.service");
+    assert!(unit.contains(&format!("\nMemoryMax={sum}M\n")), "{sum}");
+    let programs = rows.iter().find(|(_, what)| what.contains("PROGRAMS_LEN_MAX")).unwrap();
+    assert_eq!(programs.0 << 20, twinkey_agent::budget::PROGRAMS_LEN_MAX as u64);
+}
+
+#[test]
 fn the_hubs_document_names_every_operator_endpoint() {
     let document = read("docs/emulator.md");
     let documented: Vec<&str> = rows(&document).flat_map(|(first, _)| first).collect();
