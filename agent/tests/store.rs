@@ -233,6 +233,7 @@ fn the_longest_key_ring_that_there_can_be_is_loaded_again() {
             offered: PerSlot { primary: Some(keys[1]), secondary: Some(keys[3]) },
             verdict: Some(Verdict::Rejected),
         }),
+        offers_spent: u8::MAX,
     };
     store.save(&key_ring, &ring).unwrap();
     let loaded = store.load().unwrap().unwrap().key_ring;
@@ -257,7 +258,7 @@ fn one_flipped_bit_anywhere_is_damage() {
 }
 
 #[test]
-fn a_key_name_that_is_not_16_hexadecimal_digits_is_refused() {
+fn a_key_name_that_is_not_32_hexadecimal_digits_is_refused() {
     let key_ring = key_ring();
     let name = key_ring.ring.active_key().unwrap().to_string();
     let with_name = |name_in_file: &str| {
@@ -267,9 +268,11 @@ fn a_key_name_that_is_not_16_hexadecimal_digits_is_refused() {
         KeyRing::decode(&file_of(&json)).map(|_| ()).map_err(|error| error.to_string())
     };
     assert_eq!(with_name(&name), Ok(()));
-    for wrong in ["", &name[1..], &format!("0{name}"), &format!("+{}", &name[1..]), "pp00000000000000"] {
+    for wrong in
+        ["", &name[1..], &format!("0{name}"), &format!("+{}", &name[1..]), "pp000000000000000000000000000000"]
+    {
         let error = with_name(wrong).unwrap_err();
-        assert!(error.contains("16 hexadecimal digits"), "{wrong}: {error}");
+        assert!(error.contains("32 hexadecimal digits"), "{wrong}: {error}");
     }
 }
 

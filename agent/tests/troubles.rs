@@ -19,8 +19,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use twinkey_agent::clock::MADE_UNIX_SECS;
 use twinkey_agent::supervisor::Notice;
+use twinkey_contract::KeySlot;
 
-use self::support::{Agent, Answer, Hub, Start, TODAY, TwinAnswer, counter, is_connected};
+use self::support::{Agent, Answer, Hub, Start, TODAY, TwinAnswer, counter, is_connected, offer};
 
 const YEAR_SECS: u64 = 365 * 86_400;
 
@@ -88,10 +89,7 @@ async fn a_clock_that_jumps_back_at_work_costs_no_connection_once_the_token_is_r
 #[tokio::test(start_paused = true)]
 async fn a_refusal_for_the_clocks_sake_is_held_against_no_key() {
     let hub = judging(1);
-    *hub.twin.lock().unwrap() = json!({"desired": {"keyRenewal": {
-        "rotation": "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f",
-        "secondary": {"key": base64_of(2)},
-    }}, "reported": {}});
+    *hub.twin.lock().unwrap() = json!({"desired": offer(KeySlot::Secondary, 2, 1), "reported": {}});
     // A month behind: above the floor, so only a refusal tells.
     let (agent, _) = start_at(&hub, TODAY - 30 * 86_400);
     *hub.tells_time.lock().unwrap() = false;
@@ -145,10 +143,7 @@ async fn a_key_that_is_refused_while_another_one_is_connected_puts_no_doubt_on_t
     let directory = agent.stop().await;
     // A month behind the floor, and still later than this version was made: both could be right.
     *hub.tells_time.lock().unwrap() = false;
-    *hub.twin.lock().unwrap() = json!({"desired": {"keyRenewal": {
-        "rotation": "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f",
-        "secondary": {"key": base64_of(2)},
-    }}, "reported": {}});
+    *hub.twin.lock().unwrap() = json!({"desired": offer(KeySlot::Secondary, 2, 1), "reported": {}});
     let wall = Arc::new(AtomicU64::new(TODAY - 30 * 86_400));
     let agent = Agent::start_with(&hub, Start { wall, directory: Some(directory), ..Start::default() });
     for refused in 1..=4 {
@@ -253,10 +248,7 @@ async fn a_wrong_key_from_a_person_costs_nothing() {
 async fn a_key_from_a_person_is_kept_through_offers_that_are_dead_and_used_when_it_is_needed() {
     let hub = judging(1);
     // An old offer stands in the twin, for the slot for which the person brings a key, and its own key is dead.
-    *hub.twin.lock().unwrap() = json!({"desired": {"keyRenewal": {
-        "rotation": "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f",
-        "primary": {"key": base64_of(3)},
-    }}, "reported": {}});
+    *hub.twin.lock().unwrap() = json!({"desired": offer(KeySlot::Primary, 3, 1), "reported": {}});
     let agent = Agent::start(&hub, "");
     agent.until("the offer's trial", |status| status["keyRenewal"]["status"] == "trying").await;
     let brought = agent.replace("d", 9).await.unwrap();
@@ -281,7 +273,7 @@ async fn a_second_agent_with_the_same_identity_is_noticed_damped_and_reported() 
     let first = Agent::start(&hub, "");
     first.until("a connection", is_connected).await;
     let began = Instant::now();
-    let second = Agent::start(&hub, "");
+    let second = Agent::start_with(&hub, Start { sealing_key: [8; 32], ..Start::default() });
     for agent in [&first, &second] {
         let status = agent.until("the suspicion", |status| suspects(status, "duel")).await;
         assert_eq!(status["keyRenewal"]["reason"], "duel");
@@ -316,10 +308,7 @@ async fn a_few_cuts_are_no_duel() {
 #[tokio::test(start_paused = true)]
 async fn a_hub_that_closes_the_connection_when_it_refuses_another_one_is_no_rival() {
     let hub = judging(1);
-    *hub.twin.lock().unwrap() = json!({"desired": {"keyRenewal": {
-        "rotation": "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f",
-        "secondary": {"key": base64_of(2)},
-    }}, "reported": {}});
+    *hub.twin.lock().unwrap() = json!({"desired": offer(KeySlot::Secondary, 2, 1), "reported": {}});
     let agent = Agent::start(&hub, "");
     agent.until("a connection", is_connected).await;
     for _ in 0..8 {
@@ -417,10 +406,7 @@ async fn a_restored_image_asks_for_what_it_missed_until_it_has_it() {
         assert_eq!(report(&hub)["sequence"], json!(sequence));
         directory = Some(agent.stop().await);
     }
-    hub.twin.lock().unwrap()["desired"] = json!({"keyRenewal": {
-        "rotation": "0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f",
-        "secondary": {"key": base64_of(2)},
-    }});
+    hub.twin.lock().unwrap()["desired"] = offer(KeySlot::Secondary, 2, 1);
     let agent = Agent::start_with(&hub, Start { directory, ..Start::default() });
     // A key on trial is not yet the one that was missed.
     agent.until("refusals", |status| counter(status, "refused") == 2).await;
@@ -473,9 +459,4 @@ async fn an_agent_without_a_hub_is_ready_after_a_while_and_says_why_it_is_not_co
     assert_eq!(status["connection"]["troubles"][0]["kind"], "tcp");
     assert!(outcome(&status, "tcp") > 3);
     agent.stop().await;
-}
-
-fn base64_of(key: u8) -> String {
-    use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode([key; 32])
 }

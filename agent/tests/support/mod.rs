@@ -20,7 +20,7 @@ use rumqttc::mqttbytes::v4::{
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use twinkey_agent::budget::Room;
@@ -35,13 +35,16 @@ use twinkey_agent::keyring::{KeyRing, Registration};
 use twinkey_agent::local::{Replacement, Request};
 use twinkey_agent::store;
 use twinkey_agent::supervisor::{Notice, Supervisor};
-use twinkey_contract::Identity;
-use twinkey_contract::sealing::SealingKey;
+use twinkey_contract::offer::{Offer, OfferedKey};
+use twinkey_contract::sealing::{Binding, SealingKey};
+use twinkey_contract::{self as contract, Identity, RotationId};
 use twinkey_rotation::KeySlot;
 use twinkey_sas::{Key, Verifier};
 
 /// When these tests take place, in Unix seconds.
 pub const TODAY: u64 = 1_800_000_000;
+/// The private key that offers are sealed to.
+const SEALING_KEY: [u8; 32] = [7; 32];
 /// How much later than its expiry a token still counts, in seconds (`MaxClockSkew` of IoT Edge's hub).
 const CLOCK_SKEW_SECS: u64 = 300;
 
@@ -99,6 +102,18 @@ pub struct Hub {
     pub acknowledges_late: Arc<Mutex<bool>>,
     /// Whether what the agent reports changes the twin.
     pub takes_reports: Arc<Mutex<bool>>,
+    /// Calls of direct methods that are under way, and who waits for the status and the body of the answer.
+    pub methods: Arc<Mutex<Methods>>,
+    is_method_called: Arc<Notify>,
+}
+
+/// Calls of direct methods.
+#[derive(Default)]
+pub struct Methods {
+    /// Topics and payloads that are still to be sent to the agent.
+    due: Vec<(String, String)>,
+    called: u64,
+    waiting: Vec<(String, oneshot::Sender<(u16, Value)>)>,
 }
 
 impl Hub {
@@ -120,7 +135,23 @@ impl Hub {
             link_rate: Arc::default(),
             acknowledges_late: Arc::default(),
             takes_reports: Arc::new(Mutex::new(true)),
+            methods: Arc::default(),
+            is_method_called: Arc::default(),
         }
+    }
+
+    /// Calls a direct method of the agent; the status and the body of its answer.
+    pub async fn call(&self, method: &str, payload: &str) -> (u16, Value) {
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut methods = self.methods.lock().unwrap();
+            let request = methods.called.to_string();
+            methods.called += 1;
+            methods.due.push((format!("$iothub/methods/POST/{method}/?$rid={request}"), payload.to_owned()));
+            methods.waiting.push((request, sender));
+        }
+        self.is_method_called.notify_one();
+        tokio::time::timeout(Duration::from_secs(60), answer).await.unwrap().unwrap()
     }
 
     pub fn connections(&self) -> u64 {
@@ -182,10 +213,15 @@ impl Hub {
         let mut owed = Vec::new();
         let mut desired = self.desired.subscribe();
         loop {
+            let due = std::mem::take(&mut self.methods.lock().unwrap().due);
+            for (topic, payload) in due {
+                say(&mut wire, Packet::Publish(Publish::new(topic, QoS::AtMostOnce, payload))).await;
+            }
             let packet = tokio::select! {
                 _ = epoch.wait_for(|now| *now != mine) => break,
                 Ok(()) = desired.changed() => None,
                 packet = wire.next() => Some(packet),
+                () = self.is_method_called.notified() => continue,
             };
             let Some(packet) = packet else {
                 let topic = "$iothub/twin/PATCH/properties/desired/?$version=2";
@@ -247,6 +283,14 @@ impl Hub {
                 self.twin.lock().unwrap()["reported"] = patch;
             }
             say(wire, answer(204, "")).await;
+        } else if let Some(answered) = publish.topic.strip_prefix("$iothub/methods/res/") {
+            let (status, request) = answered.split_once("/?$rid=").unwrap();
+            let mut methods = self.methods.lock().unwrap();
+            let place = methods.waiting.iter().position(|(waiting, _)| waiting == request).unwrap();
+            let (_, waiting) = methods.waiting.remove(place);
+            let body = serde_json::from_slice(&publish.payload).unwrap();
+            // The test may wait no more.
+            let _ = waiting.send((status.parse().unwrap(), body));
         } else if publish.qos == QoS::AtLeastOnce {
             self.received.lock().unwrap().push((publish.payload, publish.dup));
             if !*self.acknowledges_late.lock().unwrap() {
@@ -330,11 +374,19 @@ pub struct Start {
     pub watchdog: Option<Duration>,
     /// The state directory of an earlier one.
     pub directory: Option<tempfile::TempDir>,
+    /// The private key that offers are sealed to, where there is no earlier one.
+    pub sealing_key: [u8; 32],
 }
 
 impl Default for Start {
     fn default() -> Self {
-        Self { config: "", wall: Arc::new(AtomicU64::new(TODAY)), watchdog: None, directory: None }
+        Self {
+            config: "",
+            wall: Arc::new(AtomicU64::new(TODAY)),
+            watchdog: None,
+            directory: None,
+            sealing_key: SEALING_KEY,
+        }
     }
 }
 
@@ -344,13 +396,13 @@ impl Agent {
     }
 
     pub fn start_with(hub: &Hub, start: Start) -> Self {
-        let Start { config, wall, watchdog, directory } = start;
+        let Start { config, wall, watchdog, directory, sealing_key } = start;
         let directory = directory.unwrap_or_else(|| tempfile::tempdir().unwrap());
         let mut store = store::open(&directory.path().join("state")).unwrap();
         let key_ring = match store.load().unwrap() {
             Some(loaded) => loaded.key_ring,
             None => {
-                let sealing_key = SealingKey::generate().unwrap();
+                let sealing_key = SealingKey::from_bytes(&sealing_key).unwrap();
                 let key_ring = KeyRing::provision(registration(), sealing_key, KeySlot::Primary, key_of(1));
                 store.save(&key_ring, &key_ring.ring).unwrap();
                 key_ring
@@ -434,12 +486,32 @@ impl Agent {
 }
 
 /// Whose key ring it is.
-fn registration() -> Registration {
+pub fn registration() -> Registration {
     Registration {
         host_name: "hub.example".into(),
         identity: Identity { device_id: "d".into(), module_id: None },
         gateway_host_name: None,
     }
+}
+
+/// The desired properties with an offer of key `key` for `slot`, sealed to the agent and authenticated with key `vouching`.
+pub fn offer(slot: contract::KeySlot, key: u8, vouching: u8) -> Value {
+    offer_as("0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap(), slot, key, vouching)
+}
+
+/// The same under a rotation of its own.
+pub fn offer_as(rotation: RotationId, slot: contract::KeySlot, key: u8, vouching: u8) -> Value {
+    let identity = registration().identity;
+    let binding = Binding { identity: &identity, slot, rotation };
+    let sealed = SealingKey::from_bytes(&SEALING_KEY).unwrap().public().seal(&binding, &key_of(key)).unwrap();
+    let sealed = Some(OfferedKey::Sealed(sealed));
+    let (primary, secondary) = match slot {
+        contract::KeySlot::Primary => (sealed, None),
+        contract::KeySlot::Secondary => (None, sealed),
+    };
+    let mut offer = Offer { rotation, primary, secondary, auth: None };
+    offer.authenticate(&key_of(vouching), &identity);
+    offer.to_patch()
 }
 
 /// The key called `number`.
