@@ -6,6 +6,7 @@
 //! is unanswered on the old one, so that little has to be sent twice; then CONNECT. Accepted: the new connection is
 //! the connection, and what is still unanswered goes on there. Refused: nothing was disturbed.
 
+mod allowance;
 mod attempt;
 mod connections;
 mod disk;
@@ -27,6 +28,7 @@ use twinkey_contract::report::Report;
 use twinkey_rotation::{Desired, Disk, Effects, Input, KeyName, KeySlot, Policy, Ring, State, Timer, step};
 use zeroize::Zeroizing;
 
+use self::allowance::Allowance;
 use self::attempt::{Attempt, Progress};
 use self::connections::Live;
 use self::disk::{Saved, end_of};
@@ -139,6 +141,8 @@ pub struct Driver<F: Files + Send + 'static> {
     report_patch: Option<Value>,
     outcomes: Outcomes,
     counters: Counters,
+    /// How many keys a person may still bring.
+    allowance: Allowance,
     /// A person has brought a key: it is to be tried as soon as it is on disk.
     is_wake_due: bool,
     /// That person's key, and who waits to hear that it is on disk.
@@ -197,6 +201,7 @@ impl<F: Files + Send + 'static> Driver<F> {
             report_patch: None,
             outcomes: Outcomes::default(),
             counters: Counters::default(),
+            allowance: Allowance::default(),
             is_wake_due: false,
             replacing: None,
             started: now,

@@ -93,8 +93,8 @@ pub struct Replacement {
     pub registration: Registration,
     /// The slot in the registry that it comes from.
     pub slot: KeySlot,
-    /// The key.
-    pub key: Key,
+    /// The key, in one place: the channel's slots would keep copies of it.
+    pub key: Box<Key>,
     /// The key's fingerprint once it is stored, or why it is not.
     pub answer: oneshot::Sender<Result<String, String>>,
 }

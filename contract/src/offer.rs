@@ -74,12 +74,13 @@ impl Offer {
             }
             Some(OfferedKey::Sealed(sealed)) => json!({"key": null, "sealed": encoding::to_base64(sealed)}),
         };
-        json!({SECTION: {
-            "rotation": self.rotation.to_string(),
-            "primary": slot(&self.primary),
-            "secondary": slot(&self.secondary),
-            "auth": self.auth,
-        }})
+        // Moved into place: `json!` would copy what it is given, and leave a copy of a key behind.
+        let mut section = Map::new();
+        section.insert(String::from("rotation"), self.rotation.to_string().into());
+        section.insert(String::from("primary"), slot(&self.primary));
+        section.insert(String::from("secondary"), slot(&self.secondary));
+        section.insert(String::from("auth"), json!(self.auth));
+        Value::Object(Map::from_iter([(SECTION.to_owned(), Value::Object(section))]))
     }
 
     /// Puts the authentication into the offer: HMAC-SHA256 over all of it, with `key`, which the registry has and the hub has

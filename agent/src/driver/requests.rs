@@ -35,7 +35,14 @@ impl<F: Files + Send + 'static> Driver<F> {
             let _ = answer.send(Err(problem));
             return;
         }
-        let key = match self.key_ring.learn(key) {
+        if let Err(left) = self.allowance.take(self.clock.now()) {
+            let _ = answer.send(Err(format!(
+                "too many keys were brought: nothing was changed. Wait {} s, then bring the device's present one",
+                left.as_secs() + 1
+            )));
+            return;
+        }
+        let key = match self.key_ring.learn(*key) {
             Ok(key) => key,
             Err(error) => {
                 let _ = answer.send(Err(format!("the key was not taken: {error}")));

@@ -14,6 +14,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::roots::add_system_roots;
 use crate::clock::Clock;
+use crate::regular_file::{self, Links};
 
 /// Hosts whose TLS sessions are kept for the next handshake. There is one hub; rustls' own 256 would only lie there.
 const SESSIONS_MAX: usize = 4;
@@ -35,7 +36,9 @@ impl Trust {
         if let Some(path) = ca_file {
             let unreadable = |source| TlsError::Unreadable { path: path.to_owned(), source };
             let mut count = 0;
-            for certificate in CertificateDer::pem_file_iter(path).map_err(unreadable)? {
+            let opened = regular_file::open(path, Links::Follow);
+            let (file, _) = opened.map_err(|error| unreadable(pem::Error::Io(error)))?;
+            for certificate in CertificateDer::pem_reader_iter(file) {
                 let certificate = certificate.map_err(unreadable)?;
                 roots
                     .add(certificate)

@@ -192,7 +192,7 @@ impl Connection {
             Question::Replace { .. } if !self.is_privileged => failed(id, MAY_NOT_BRING),
             Question::Replace { registration, key, slot } => {
                 let (sender, receiver) = oneshot::channel();
-                let replacement = Replacement { registration, slot, key, answer: sender };
+                let replacement = Replacement { registration, slot, key: Box::new(key), answer: sender };
                 match (driver.send(Request::Replace(replacement)).await, receiver.await) {
                     (Ok(()), Ok(Ok(key))) => Answer { id, ok: true, key: Some(key), ..Answer::default() },
                     (Ok(()), Ok(Err(error))) => failed(id, error),

@@ -381,7 +381,7 @@ impl Director {
             Replacement {
                 registration: key_ring.registration,
                 slot: slots[slot],
-                key: w.keys[key].key.clone(),
+                key: Box::new(w.keys[key].key.clone()),
                 answer,
             }
         });

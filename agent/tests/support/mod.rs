@@ -468,7 +468,8 @@ impl Agent {
         let (answer, receiver) = oneshot::channel();
         let mut registration = registration();
         registration.identity.device_id = device_id.into();
-        let replacement = Replacement { registration, slot: KeySlot::Primary, key: key_of(key), answer };
+        let replacement =
+            Replacement { registration, slot: KeySlot::Primary, key: Box::new(key_of(key)), answer };
         self.requests.send(Request::Replace(replacement)).await.unwrap();
         receiver.await.unwrap()
     }

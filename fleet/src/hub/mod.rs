@@ -58,8 +58,8 @@ pub(crate) use line::Usage;
 use line::{Closed, Flight, Lines, Outcome};
 pub(crate) use paging::{Found, Reading};
 pub(crate) use query::{Collection, Columns, Query};
-use registry::{MethodAnswer, Page};
 pub(crate) use registry::{Device, KeyPair, Regenerated, RegistryKey, Twin};
+use registry::{MethodAnswer, Page};
 use transport::ANSWER_TIMEOUT_SECS;
 pub(crate) use transport::{Answer, CaFile, Transport, describe};
 

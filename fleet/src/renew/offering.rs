@@ -1,6 +1,6 @@
 //! Putting an offer into a twin.
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::sealing::{Binding, SealingPublicKey};
 use twinkey_contract::wiped::Wiped;
@@ -87,8 +87,10 @@ pub(crate) async fn put_offer(
         }
     }
     offer.authenticate(vouching, identity);
-    // It may hold keys.
-    let mut patch = Wiped::from(json!({"properties": {"desired": offer.to_patch()}}));
+    // It may hold keys: moved into place, for `json!` would leave copies behind.
+    let desired = Map::from_iter([("desired".to_owned(), offer.to_patch())]);
+    let patch = Map::from_iter([("properties".to_owned(), Value::Object(desired))]);
+    let mut patch = Wiped::from(Value::Object(patch));
     if let Some(believed) = remembers {
         patch["tags"] = json!({"keyRenewal": believed.to_tags()});
     }

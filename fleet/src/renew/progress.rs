@@ -41,7 +41,9 @@ impl Progress {
 
     pub(super) fn tell(&self, id: &str, event: Event) {
         match (self, event) {
-            (Self::Bar(bar), Event::Step(step)) => bar.set_message(format!("{id}: {step}")),
+            (Self::Bar(bar), Event::Step(step)) => {
+                bar.set_message(output::printable(&format!("{id}: {step}")))
+            }
             (Self::Bar(bar), Event::Note(text)) => {
                 bar.suspend(|| output::note(&format!("{id}: {}", output::printable(&text))))
             }
