@@ -18,8 +18,8 @@ use crate::hub::KeyPair;
 pub(crate) struct Trust {
     /// The agent was set up anew, or restored from an old image: its report is believed if only its proof is right.
     pub(crate) trusts_report: bool,
-    /// A key has leaked. The device is renewed although somebody else connects as it and repeats old reports; its keys are
-    /// sealed to the public key that was believed before, and to no other.
+    /// A key has leaked. The device is renewed although somebody else connects as it and repeats old reports, as soon as a
+    /// report stands in the twin that names the public key that was believed before. Keys are sealed to that one.
     pub(crate) is_incident: bool,
 }
 
@@ -61,9 +61,7 @@ pub(crate) fn believe<'a>(
             (report.seal_to == Some(before.seal_to), report.sequence >= before.sequence)
         }
     };
-    // In an incident the thief may report what he likes: keys are sealed to what was believed before.
-    let is_seal_settled = trust.is_incident && matches!(seen, Seen::Believed(_));
-    if !is_same_seal && !trust.trusts_report && !is_seal_settled {
+    if !is_same_seal && !trust.trusts_report {
         return Err(Refusal::SealChanged);
     }
     if !is_newer && !trust.trusts_report && !trust.is_incident {
@@ -104,8 +102,8 @@ pub(crate) fn is_committed(
 }
 
 /// Where the registry holds the device's spare key, if it does not hold the one that the device says it lives on. Once its
-/// connection breaks, the device can come back with that key alone. Nothing proves this, so nothing may be destroyed for it.
-pub(crate) fn way_back(report: &Report, keys: &KeyPair) -> Option<KeySlot> {
+/// connection breaks, the device can come back with that key alone. Nothing proves this.
+fn way_back(report: &Report, keys: &KeyPair) -> Option<KeySlot> {
     let active = report.active?;
     let find = |held: KeySlot| {
         let print = report.slot(held)?.fingerprint;
@@ -115,34 +113,27 @@ pub(crate) fn way_back(report: &Report, keys: &KeyPair) -> Option<KeySlot> {
     if find(active).is_some() { None } else { find(active.other()) }
 }
 
-/// The public key that keys for this device are sealed to: the one that was believed before, whatever is reported now. The
-/// first one that is believed where there was none, but not in an incident: it could be the thief's.
-pub(crate) fn seal_target(
-    believed: Option<Believed<'_>>,
-    seen: Seen,
-    trust: Trust,
-) -> Option<SealingPublicKey> {
-    let reported = believed.and_then(|believed| believed.report.seal_to);
+/// The public key that keys for this device are sealed to. The report names it, and the tags do too, where anything was
+/// believed before: whoever may write reports can't write tags, and the right to write twins makes no proof. In an incident the
+/// first report to be believed could be the thief's, so there is none.
+pub(crate) fn seal_target(believed: Believed<'_>, seen: Seen, trust: Trust) -> Option<SealingPublicKey> {
+    let reported = believed.report.seal_to;
     match seen {
-        Seen::Believed(before) if trust.trusts_report => reported.or(Some(before.seal_to)),
-        Seen::Believed(before) => Some(before.seal_to),
-        Seen::Nothing if trust.is_incident => None,
-        Seen::Nothing => reported,
+        Seen::Believed(before) => {
+            reported.filter(|seal_to| trust.trusts_report || *seal_to == before.seal_to)
+        }
+        Seen::Nothing => reported.filter(|_| !trust.is_incident),
         Seen::Unreadable => reported.filter(|_| trust.trusts_report),
     }
 }
 
-/// What is written into the tags when an offer is sealed to `seal_to`. Only a person lets the sequence run back here.
-pub(crate) fn to_remember(
-    believed: Believed<'_>,
-    seal_to: SealingPublicKey,
-    seen: Seen,
-    trust: Trust,
-) -> tags::Believed {
+/// What is written into the tags of a device whose report is believed. Only a person lets the sequence run back here.
+pub(crate) fn to_remember(believed: Believed<'_>, seen: Seen, trust: Trust) -> Option<tags::Believed> {
+    let seal_to = seal_target(believed, seen, trust)?;
     let sequence = believed.report.sequence;
     let sequence = match seen {
         Seen::Believed(before) if !trust.trusts_report => sequence.max(before.sequence),
         Seen::Believed(_) | Seen::Nothing | Seen::Unreadable => sequence,
     };
-    tags::Believed { seal_to, sequence }
+    Some(tags::Believed { seal_to, sequence })
 }

@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use twinkey_contract::offer::Offer;
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId, tags};
 
-use super::belief::{Trust, proved_slot};
+use super::belief::{Trust, believe, proved_slot};
 use super::challenge;
 use super::change::{Changed, change_registry, lint, readable_keys};
 use super::holder::Holder;
@@ -32,6 +32,9 @@ const PATIENCE_MAX: u32 = 10;
 const CLEARING_MAX: Duration = Duration::from_secs(5);
 /// Most attempts to erase an offer while the twin changes under our hands.
 const ERASE_ATTEMPTS_MAX: u32 = 5;
+
+/// Pause before another look at a device whose report a thief may have written: agent and thief take turns.
+const INCIDENT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What to do with one device.
 #[derive(Clone, Debug)]
@@ -200,12 +203,23 @@ async fn attempt(
 ) -> Result<Ending, Stop> {
     let (hub, identity) = (&*renewer.hub, &job.identity);
     let (mut conflicts, mut pauses) = (1, 1);
+    let give_up_at = Instant::now() + job.timeout;
     let Offering { mut known, offer, is_new } = *loop {
         let read = match known.take() {
             Some(known) => known,
             None => read(renewer, job, watch).await?,
         };
-        match prepare(renewer, job, read, hold, watch, trace).await? {
+        let prepared = match prepare(renewer, job, read, hold, watch, trace).await {
+            // The thief's report may stand there now, and the agent's in a moment.
+            Err(Stop::Refused(refusal))
+                if job.trust.is_incident && refusal.may_be_a_thiefs() && Instant::now() < give_up_at =>
+            {
+                sleep(INCIDENT_PAUSE).await;
+                continue;
+            }
+            prepared => prepared?,
+        };
+        match prepared {
             Prepared::Ended(ending) => return Ok(ending),
             Prepared::Offering(offering) => break offering,
             Prepared::Stale { why, pause } => {
@@ -230,6 +244,7 @@ async fn attempt(
         slots: offer.slots,
         active: requested_slot(job.key_type),
         seal_to: offer.seal_to(),
+        is_incident: job.trust.is_incident,
     };
     match proof::wait(renewer, job, &expected, rotation, watch).await? {
         Answered::Proved(proved) => {
@@ -241,8 +256,8 @@ async fn attempt(
             // was reported before.
             hold.believed = offer
                 .seal_to()
-                .map(|seal_to| tags::Believed { seal_to, sequence: proved.sequence })
-                .filter(|_| offer.remembers.is_some());
+                .or(offer.remembers.map(|believed| believed.seal_to))
+                .map(|seal_to| tags::Believed { seal_to, sequence: proved.sequence });
             (known.keys, known.twin, known.is_fresh) = (proved.keys, proved.twin, proved.is_fresh);
             known.is_witnessed = true;
         }
@@ -303,7 +318,18 @@ pub(crate) async fn survey(
 
 async fn read(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<Known, Stop> {
     watch(Event::Step("reading identity and twin"));
-    read_identity(renewer, &job.identity, job.key_source).await
+    let give_up_at = Instant::now() + job.timeout;
+    loop {
+        let known = read_identity(renewer, &job.identity, job.key_source).await?;
+        let report = known.twin.report().ok().flatten();
+        let believed =
+            believe(report.as_ref(), &known.keys, &job.identity, known.twin.seen(), job.trust).is_ok();
+        if believed || !job.trust.is_incident || Instant::now() >= give_up_at {
+            return Ok(known);
+        }
+        watch(Event::Step("waiting for a report of the agent's"));
+        sleep(INCIDENT_PAUSE).await;
+    }
 }
 
 async fn read_identity(renewer: &Renewer, identity: &Identity, key_source: KeySource) -> Result<Known, Stop> {
@@ -392,11 +418,12 @@ async fn prepare(
     }
     let (change, slots, form, vouching, remembers) = match decision.plan {
         Plan::Refuse(refusal) => return Err(Stop::Refused(refusal)),
-        Plan::Settle { rotation } => {
+        Plan::Settle { rotation, remembers } => {
             trace.rotation = rotation.or(decision.report.as_ref().and_then(|report| report.rotation));
             trace.lives_in = decision.report.as_ref().and_then(|report| report.active);
             trace.after = Some(known.keys);
             hold.offer = rotation.or(hold.offer);
+            hold.believed = remembers;
             clear(&renewer.hub, id, known.twin, *hold, &renewer.own, job.mark.as_ref()).await?;
             *hold = Hold::default();
             return Ok(Prepared::Ended(Ending::Settled));
@@ -474,7 +501,7 @@ fn facts<'a>(job: &'a Job, known: &'a Known, report: Option<&'a Report>) -> Fact
         keys: &known.keys,
         report,
         seen: known.twin.seen(),
-        standing: standing(&known.twin),
+        standing: standing(&known.twin, &known.keys),
     }
 }
 
@@ -545,9 +572,14 @@ fn requested_slot(key_type: KeyType) -> Option<KeySlot> {
     }
 }
 
-pub(crate) fn standing(twin: &Twin) -> Option<Standing> {
-    // What is no offer stands in nobody's way: the next one takes its place.
+/// The offer of an operator that stands in the twin. Anything else that stands there does not count, since everybody with the
+/// right to write twins can put it there: the next offer takes its place.
+pub(crate) fn standing(twin: &Twin, keys: &KeyPair) -> Option<Standing> {
     let offer = twin.offer().ok()??;
+    let identity = twin.identity();
+    if !KeySlot::ALL.into_iter().any(|slot| offer.is_authentic(keys.of(slot), &identity)) {
+        return None;
+    }
     Some(Standing {
         rotation: offer.rotation,
         primary: offer.primary.is_some(),

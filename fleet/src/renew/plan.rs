@@ -30,7 +30,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) standing: Option<Standing>,
 }
 
-/// An offer that stands in the twin.
+/// An offer that stands in the twin and was made by an operator: with a key of the device that the registry has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub(crate) rotation: RotationId,
@@ -60,6 +60,8 @@ pub(crate) enum Plan {
     Settle {
         /// Of the offer that still stands.
         rotation: Option<RotationId>,
+        /// What is written into the tags.
+        remembers: Option<tags::Believed>,
     },
     /// Change the registry, then offer what it holds.
     Renew {
@@ -107,29 +109,26 @@ pub(crate) enum Form {
 pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
     let belief = believe(facts.report, facts.keys, facts.identity, facts.seen, request.trust);
     let believed = belief.ok();
+    let remembers = believed.and_then(|believed| belief::to_remember(believed, facts.seen, request.trust));
     let finished = believed.and_then(|believed| finished_rotation(facts, believed, request.key_type));
     if let Some(rotation) = finished.filter(|_| request.delivers) {
-        return Plan::Settle { rotation: Some(rotation) };
+        return Plan::Settle { rotation: Some(rotation), remembers };
     }
     let made = made_before(facts, request);
     if made.is_some_and(|slot| request.delivers && is_taken(facts, believed, slot)) {
-        return Plan::Settle { rotation: facts.standing.map(|standing| standing.rotation) };
+        return Plan::Settle { rotation: facts.standing.map(|standing| standing.rotation), remembers };
     }
     let form = form(facts, believed, request);
     let danger = danger(facts, belief, form, request);
     if let Some(refusal) = danger.filter(|_| !request.is_forced) {
         return Plan::Refuse(refusal);
     }
-    let way_back = match belief {
-        Err(Refusal::LastKey { slot }) => Some(slot),
-        Ok(_) | Err(_) => None,
-    };
     let (change, offer) = match request.key_type {
         KeyType::Primary | KeyType::Secondary if made.is_some() => {
             (Change::Nothing, made.map_or(Slots::None, Slots::One))
         }
-        KeyType::Primary => change_slot(facts, believed, way_back, request, KeySlot::Primary),
-        KeyType::Secondary => change_slot(facts, believed, way_back, request, KeySlot::Secondary),
+        KeyType::Primary => change_slot(facts, believed, request, KeySlot::Primary),
+        KeyType::Secondary => change_slot(facts, believed, request, KeySlot::Secondary),
         KeyType::Both => (Change::RegenerateBoth, Slots::Both),
         KeyType::Swap => (
             if request.delivers && swap_is_unfinished(facts, believed) {
@@ -141,7 +140,7 @@ pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
         ),
     };
     let offer = if form.is_some() { offer } else { Slots::None };
-    let vouching = believed.map(|believed| believed.lives_in()).or(way_back);
+    let vouching = believed.map(|believed| believed.lives_in());
     Plan::Renew {
         change,
         offer,
@@ -151,12 +150,7 @@ pub(crate) fn plan(facts: &Facts<'_>, request: Request) -> Plan {
             KeyType::Primary => KeySlot::Secondary,
             KeyType::Secondary | KeyType::Both | KeyType::Swap => KeySlot::Primary,
         }),
-        remembers: match (believed, form) {
-            (Some(believed), Some(Form::Sealed(seal_to))) if offer != Slots::None => {
-                Some(belief::to_remember(believed, seal_to, facts.seen, request.trust))
-            }
-            (Some(_) | None, _) => None,
-        },
+        remembers: remembers.filter(|_| offer != Slots::None),
         in_spite_of: danger,
     }
 }
@@ -212,7 +206,7 @@ fn form(facts: &Facts<'_>, believed: Option<Believed<'_>>, request: Request) -> 
     if request.is_plain {
         return Some(Form::Plain);
     }
-    belief::seal_target(believed, facts.seen, request.trust).map(Form::Sealed)
+    belief::seal_target(believed?, facts.seen, request.trust).map(Form::Sealed)
 }
 
 fn danger(
@@ -232,17 +226,6 @@ fn danger(
     }
     let believed = match belief {
         Ok(believed) => believed,
-        Err(Refusal::LastKey { slot }) => {
-            // Nothing proves it. But handing over the other key destroys nothing and tells the key to nobody new, as long as
-            // it is sealed to the public key that was believed before.
-            let hands_over_other = form.is_some()
-                && match request.key_type {
-                    KeyType::Primary => slot == KeySlot::Secondary,
-                    KeyType::Secondary => slot == KeySlot::Primary,
-                    KeyType::Both | KeyType::Swap => false,
-                };
-            return (!hands_over_other).then_some(Refusal::LastKey { slot });
-        }
         Err(refusal) => return Some(refusal),
     };
     if request.delivers && form.is_none() {
@@ -273,14 +256,10 @@ fn danger(
 fn change_slot(
     facts: &Facts<'_>,
     believed: Option<Believed<'_>>,
-    way_back: Option<KeySlot>,
     request: Request,
     slot: KeySlot,
 ) -> (Change, Slots) {
     let regenerate = Change::Regenerate(slot);
-    if request.delivers && way_back == Some(slot.other()) {
-        return (Change::Nothing, Slots::One(slot));
-    }
     let Some(believed) = believed else { return (regenerate, Slots::One(slot)) };
     let report = believed.report();
     let lives_on = facts.keys.fingerprint(believed.lives_in());

@@ -138,6 +138,12 @@ fn offer(number: u128, primary: bool, secondary: bool) -> Option<Standing> {
     Some(Standing { rotation: rotation(number), primary, secondary })
 }
 
+/// What is done where an earlier run got through.
+fn settle(number: Option<u128>) -> Plan {
+    let remembers = Some(Believed { seal_to: public(AGENT), sequence: 1 });
+    Plan::Settle { rotation: number.map(rotation), remembers }
+}
+
 /// What is done to a device whose first report is believed now, sealed to the agent.
 fn renew(change: Change, offer: Slots) -> Plan {
     renew_on(KeySlot::Primary, change, offer)
@@ -232,33 +238,26 @@ fn a_key_that_the_registry_does_not_hold_and_a_false_proof_are_refused() {
 }
 
 #[test]
-fn a_device_on_an_unknown_key_with_a_known_spare_is_only_ever_handed_the_other_key() {
+fn a_device_on_an_unknown_key_with_a_known_spare_is_left_alone_until_it_has_fallen_back() {
     // Nothing proves what it says: the registry does not have the key that made the proof.
     let says = Says { primary: Some(9), proof: Some(9), ..on_primary() };
-    let seen = believed(AGENT, 1);
-    let handed = Plan::Renew {
-        change: Change::Nothing,
-        offer: Slots::One(KeySlot::Primary),
-        form: Some(Form::Sealed(public(AGENT))),
-        vouching: KeySlot::Secondary,
-        remembers: None,
-        in_spite_of: None,
-    };
-    for proof in [None, Some(9), Some(1)] {
-        // Whatever public key it names.
-        for seal in [None, Some(AGENT), Some(THIEF)] {
-            let says = Says { proof, seal, ..says };
-            assert_eq!(decide_after(seen, Some(says), None, ask(KeyType::Primary)), handed);
+    let refused = Plan::Refuse(Refusal::LastKey { slot: KeySlot::Secondary });
+    for seen in [Seen::Nothing, believed(AGENT, 1)] {
+        for proof in [None, Some(9), Some(1)] {
+            for seal in [None, Some(AGENT), Some(THIEF)] {
+                for key_type in KEY_TYPES {
+                    let says = Says { proof, seal, ..says };
+                    assert_eq!(decide_after(seen, Some(says), None, ask(key_type)), refused, "{key_type:?}");
+                }
+            }
         }
     }
-    let refused = Plan::Refuse(Refusal::LastKey { slot: KeySlot::Secondary });
-    for key_type in [KeyType::Secondary, KeyType::Both, KeyType::Swap] {
-        assert_eq!(decide_after(seen, Some(says), None, ask(key_type)), refused, "{key_type:?}");
-    }
-    let undelivered = Request { delivers: false, ..ask(KeyType::Primary) };
-    assert_eq!(decide_after(seen, Some(says), None, undelivered), refused);
-    // Where no public key was believed before, it could be sealed to a thief's.
-    assert_eq!(decide(Some(says), None, ask(KeyType::Primary)), refused);
+    // By force it is not told either: the key could be sealed to somebody else.
+    let forced = Request { is_forced: true, ..ask(KeyType::Primary) };
+    let Plan::Renew { offer, form, .. } = decide_after(believed(AGENT, 1), Some(says), None, forced) else {
+        panic!("it is forced");
+    };
+    assert_eq!((offer, form), (Slots::None, None));
 }
 
 #[test]
@@ -278,7 +277,7 @@ fn what_an_earlier_run_regenerated_is_delivered_and_not_regenerated_again() {
 #[test]
 fn a_renewal_that_was_proved_is_only_settled() {
     let moved = Says { rotation: Some((7, Status::Committed)), ..on_secondary() };
-    let settled = Plan::Settle { rotation: Some(rotation(7)) };
+    let settled = settle(Some(7));
     assert_eq!(decide(Some(moved), offer(7, false, true), ask(KeyType::Secondary)), settled);
     let unproved = Says { proof: None, ..moved };
     let missing = Plan::Refuse(Refusal::ProofMissing);
@@ -418,9 +417,9 @@ fn a_slot_that_has_its_new_key_already_is_only_handed_over() {
 fn a_device_that_lives_on_the_slots_new_key_is_settled_and_not_refused() {
     let begun = Request { replaces: Some(Fingerprint::of(&key(9))), ..ask(KeyType::Secondary) };
     let moved = Says { rotation: Some((7, Status::Committed)), ..on_secondary() };
-    assert_eq!(decide(Some(moved), None, begun), Plan::Settle { rotation: None });
+    assert_eq!(decide(Some(moved), None, begun), settle(None));
     let standing = offer(7, false, true);
-    assert_eq!(decide(Some(moved), standing, begun), Plan::Settle { rotation: Some(rotation(7)) });
+    assert_eq!(decide(Some(moved), standing, begun), settle(Some(7)));
     let unproved = Says { proof: None, ..moved };
     assert_eq!(decide(Some(unproved), None, begun), Plan::Refuse(Refusal::ProofMissing));
 }

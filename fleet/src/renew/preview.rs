@@ -167,7 +167,7 @@ fn describe(job: &Job, plan: Plan) -> (&'static str, String, Option<&'static str
     let looking = Calls { registry: 1, twin_reads: 1, twin_updates: 0, methods: 0 };
     match plan {
         Plan::Refuse(refusal) => ("refuse", refusal.to_string(), Some(refusal.code()), looking),
-        Plan::Settle { rotation } => {
+        Plan::Settle { rotation, remembers: _ } => {
             let text = "an earlier run got through; its offer is erased".to_owned();
             let twin_updates = u32::from(rotation.is_some());
             ("settle", text, None, Calls { twin_updates, ..looking })

@@ -27,6 +27,8 @@ pub(super) struct Expected<'a> {
     pub(super) active: Option<KeySlot>,
     /// The public key that the offer was sealed to, which the report has to name; `None` where it was not sealed.
     pub(super) seal_to: Option<SealingPublicKey>,
+    /// A thief has the key that the device lived on: he can prove that it does not take the new one.
+    pub(super) is_incident: bool,
 }
 
 /// A device that lives where it should.
@@ -161,6 +163,7 @@ fn judge(report: &Report, rotation: RotationId, expected: &Expected<'_>) -> Judg
     };
     match report.status {
         // Whoever is connected as the device can say so: without a proof it would cost the offer.
+        Status::Rejected | Status::Invalid if expected.is_incident => Judgement::Pending(said),
         Status::Rejected | Status::Invalid => match proved_slot(report, expected.keys, expected.identity) {
             Ok(_) => Judgement::Rejected { status: report.status, reason: report.reason },
             Err(flaw) => Judgement::Pending(format!("{said}, but {flaw}")),

@@ -44,6 +44,27 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// Whether somebody who connects as the device with its key can bring it about, by what he reports or by being there.
+    pub(crate) const fn may_be_a_thiefs(self) -> bool {
+        match self {
+            Self::NoAgent
+            | Self::NotConnected
+            | Self::ActiveUnknown
+            | Self::KeyUnknown
+            | Self::LastKey { .. }
+            | Self::ProofMissing
+            | Self::ProofFails
+            | Self::SealChanged
+            | Self::ReportOld
+            | Self::Duel
+            | Self::TwinTooLarge
+            | Self::SlotInUse { .. } => true,
+            Self::Disabled | Self::SealUnknown | Self::NotFresh | Self::BothSlots | Self::OfferStands => {
+                false
+            }
+        }
+    }
+
     /// The stable code in JSON output.
     pub(crate) const fn code(self) -> &'static str {
         match self {
@@ -78,7 +99,7 @@ impl Refusal {
                 "bring the device a connection string of today by hand: it can't reconnect".to_owned()
             }
             Self::LastKey { slot } => format!(
-                "renew the {} key, with delivery: the registry's is handed over as it is",
+                "wait until it has fallen back to its {slot} key, at the latest when its token is renewed, and renew the {} key then",
                 slot.other()
             ),
             Self::ProofMissing => {
