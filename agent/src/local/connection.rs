@@ -288,3 +288,174 @@ fn has_hung_up(stream: &UnixStream) -> bool {
 fn stopping(id: Id) -> Answer {
     failed(id, "the agent is stopping")
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncBufReadExt as _, BufReader, Lines as Answers};
+    use tokio::task::JoinHandle;
+    use twinkey_contract::Identity;
+
+    use super::*;
+    use crate::budget::{Budget, FLOOR_LEN, PROGRAMS_LEN_MAX, SHARED_LEN};
+    use crate::local::LONG_LINES_MAX;
+
+    /// A program that is connected, and the driver's end.
+    struct World {
+        budget: Budget,
+        requests: mpsc::Receiver<Request>,
+        answers: Answers<BufReader<OwnedReadHalf>>,
+        program: OwnedWriteHalf,
+        serving: JoinHandle<()>,
+    }
+
+    fn world(is_privileged: bool) -> World {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (driver, requests) = mpsc::channel(super::super::REQUESTS_MAX);
+        let identity = Identity { device_id: "d".into(), module_id: None };
+        let registration =
+            Registration { host_name: "hub.example".into(), identity, gateway_host_name: None };
+        let clock = Clock::system();
+        let budget = Budget::default();
+        let connection = Connection {
+            account: budget.open(),
+            activity: Arc::new(Activity::new(clock.now())),
+            is_privileged,
+            shared: Arc::new(Shared { registration, driver, clock, lanes: Semaphore::new(LONG_LINES_MAX) }),
+        };
+        let serving = tokio::spawn(connection.serve(ours));
+        let (answers, program) = theirs.into_split();
+        World { budget, requests, answers: BufReader::new(answers).lines(), program, serving }
+    }
+
+    impl World {
+        async fn say(&mut self, request: &Value) {
+            self.program.write_all(format!("{request}\n").as_bytes()).await.unwrap();
+        }
+
+        async fn hear(&mut self) -> Value {
+            serde_json::from_str(&self.answers.next_line().await.unwrap().unwrap()).unwrap()
+        }
+    }
+
+    fn publish(id: usize, len: usize) -> Value {
+        json!({"request": "publish", "id": id, "body": "x".repeat(len)})
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_has_used_up_its_share_goes_on_when_messages_are_acknowledged_and_none_is_lost() {
+        const COUNT: usize = 4_000;
+        let World { budget, mut requests, mut answers, mut program, serving } = world(false);
+        let says = async move {
+            for id in 0..COUNT {
+                program.write_all(format!("{}\n", publish(id, 3_000)).as_bytes()).await.unwrap();
+            }
+            drop(program);
+        };
+        let hears = async move {
+            let mut heard = vec![false; COUNT];
+            while let Some(line) = answers.next_line().await.unwrap() {
+                let answer: Value = serde_json::from_str(&line).unwrap();
+                assert_eq!(answer["ok"], true, "{answer}");
+                assert!(!std::mem::replace(&mut heard[answer["id"].as_u64().unwrap() as usize], true));
+            }
+            assert!(heard.into_iter().all(|heard| heard));
+        };
+        let hub = async move {
+            let mut held = Vec::new();
+            let mut pauses = 0;
+            loop {
+                // Virtual time passes once everybody waits for somebody else.
+                match timeout(Duration::from_secs(1), requests.recv()).await {
+                    Ok(Some(Request::Publish(message))) => held.push(message),
+                    Ok(Some(other)) => panic!("{other:?}"),
+                    Ok(None) => break,
+                    Err(_) if held.is_empty() => break,
+                    Err(_) => {
+                        pauses += 1;
+                        assert!(budget.held_len() <= SHARED_LEN / 2 + FLOOR_LEN);
+                        for message in held.drain(..) {
+                            let Message { acknowledged, room, .. } = message;
+                            drop(room);
+                            let _ = acknowledged.send(());
+                        }
+                    }
+                }
+            }
+            assert!(pauses > 2, "{pauses}");
+            assert_eq!(budget.held_len(), 0);
+        };
+        tokio::join!(says, hears, hub);
+        serving.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_others_have_taken_the_room_a_small_message_is_taken_and_a_large_one_refused_by_its_id() {
+        let mut world = world(false);
+        let others: Vec<_> = (0..20).map(|_| world.budget.open()).collect();
+        let rooms: Vec<_> =
+            others.iter().flat_map(|other| std::iter::from_fn(|| other.take(1_000))).collect();
+        world.say(&publish(7, 100_000)).await;
+        let answer = world.hear().await;
+        assert_eq!((&answer["id"], &answer["ok"]), (&json!(7), &json!(false)));
+        assert!(answer["error"].as_str().unwrap().contains("no room"), "{answer}");
+        world.say(&publish(8, 1_000)).await;
+        let Some(Request::Publish(message)) = world.requests.recv().await else { panic!("no message") };
+        // The large one waits while it waits for the small one; then there is still no room.
+        world.say(&publish(9, 100_000)).await;
+        message.acknowledged.send(()).unwrap();
+        drop(message.room);
+        assert_eq!((&world.hear().await["id"], &world.hear().await["id"]), (&json!(8), &json!(9)));
+        drop(rooms);
+        world.say(&publish(10, 100_000)).await;
+        assert!(matches!(world.requests.recv().await, Some(Request::Publish(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_reads_no_answers_costs_one_and_is_closed_in_the_end_and_a_quiet_one_is_not() {
+        let mut world = world(false);
+        let quiet = self::world(false);
+        let asks = async {
+            let line = format!("{}\n", json!({"request": "status"}));
+            while world.program.write_all(line.as_bytes()).await.is_ok() {}
+        };
+        let answers = async {
+            while let Some(request) = world.requests.recv().await {
+                let Request::Status(answer) = request else { panic!("{request:?}") };
+                let _ = answer.send(json!({"much": "x".repeat(10_000)}));
+            }
+        };
+        let began = world.budget.held_len();
+        tokio::select! {
+            () = async { tokio::join!(asks, answers); } => {}
+            () = tokio::time::sleep(2 * UNREAD_MAX) => panic!("it is still served"),
+        }
+        assert_eq!(world.budget.held_len(), began);
+        tokio::time::sleep(24 * UNREAD_MAX).await;
+        assert!(world.serving.is_finished() && !quiet.serving.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_handed_on_for_those_who_may_bring_one_and_for_nobody_else() {
+        let key = "c2VjcmV0LWtleS1vZi10aGlydHktdHdvLWJ5dGVzISE=";
+        let text = format!("HostName=hub.example;DeviceId=d;SharedAccessKey={key}");
+        let replace = json!({"request": "replace", "id": "r", "connectionString": text});
+        let mut other = world(false);
+        other.say(&replace).await;
+        let answer = other.hear().await;
+        assert_eq!(answer["error"], MAY_NOT_BRING);
+        assert!(!answer.to_string().contains(key) && other.requests.try_recv().is_err());
+
+        let mut person = world(true);
+        person.say(&replace).await;
+        let Some(Request::Replace(replacement)) = person.requests.recv().await else { panic!("no key") };
+        replacement.answer.send(Ok("5f1d0c3b9a7e2466".to_owned())).unwrap();
+        assert_eq!(person.hear().await, json!({"id": "r", "ok": true, "key": "5f1d0c3b9a7e2466"}));
+    }
+
+    #[test]
+    fn the_largest_message_fits_into_the_share_of_a_program_alone() {
+        let largest = Message::cost_of(crate::hub::outbox::MESSAGE_LEN_MAX) + ENTRY_LEN;
+        assert!(Budget::default().open().take(4 * largest).is_some() && SHARED_LEN < PROGRAMS_LEN_MAX);
+    }
+}
