@@ -285,6 +285,8 @@ impl Writer {
         let key = self.key_ring.learn(key_of(self.number)).unwrap();
         let mut ring = self.key_ring.ring;
         ring.sequence += 1;
+        // Another one in each of the rings that one cut can leave.
+        ring.offers_spent = (self.number % 9) as u8;
         if let Some(held) = &mut ring.slots.primary.held {
             held.key = key;
             held.proven_at = Some(twinkey_rotation::UnixSecs(self.number));

@@ -1,5 +1,6 @@
 //! A device whose keys are renewed: the real state machine and key ring over the modelled disk, a hub that knows two
-//! keys, and an operator who makes a new key only after the device has proved the one before.
+//! keys, an operator who makes a new key only after the device has proved the one before, and somebody who writes false
+//! offers.
 
 use std::collections::BTreeSet;
 
@@ -28,9 +29,14 @@ struct Hub {
     offer: Option<(u64, KeySlot, u64)>,
     /// Keys that were ever made.
     made: u64,
+    /// False offers that were ever made.
+    false_offers: u64,
     /// The key that the hub accepted last.
     accepted: Option<KeyName>,
 }
+
+/// The first number of a key that no hub knows.
+const FALSE_KEYS: u64 = 1_000_000;
 
 /// Device, hub and operator.
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl World {
     /// A device that was provisioned with its primary key just now.
     pub(crate) fn new(chance: &mut Chance) -> Self {
         let keys = PerSlot { primary: name_of(&key_of(1)), secondary: name_of(&key_of(2)) };
-        let hub = Hub { keys, offer: None, made: 2, accepted: None };
+        let hub = Hub { keys, offer: None, made: 2, false_offers: 0, accepted: None };
         let key_ring = provisioned(&key_of(1));
         let mut device = Device::new(Omission::Nothing);
         assert!(device.save(&key_ring, &key_ring.ring.clone(), 0, &mut Figures::default()));
@@ -71,6 +77,8 @@ impl World {
             is_twin_read: false,
             now: 1_000,
         };
+        // What was spent stays spent: a restart makes no room for offers (I4).
+        assert_eq!(world.state.ring.offers_spent, world.key_ring.ring.offers_spent);
         world.feed(Input::Boot, chance);
         world
     }
@@ -92,6 +100,7 @@ impl World {
                 }
                 match chance.below(40) {
                     0 if self.state.live.is_some() => self.lose_connection(chance),
+                    2..=4 if self.state.live.is_some() => self.false_offer(chance),
                     1 => {
                         if let Err(why) = self.kill(chance, figures) {
                             return figures.lose(why);
@@ -110,6 +119,21 @@ impl World {
         self.hub.made += 1;
         *self.hub.keys.of_mut(slot) = name_of(&key_of(self.hub.made));
         self.hub.offer = Some((self.hub.made, slot, self.hub.made));
+        self.is_twin_read = false;
+    }
+
+    /// Somebody writes another key into the twin, and the operator writes the offer again.
+    fn false_offer(&mut self, chance: &mut Chance) {
+        self.hub.false_offers += 1;
+        let number = FALSE_KEYS + self.hub.false_offers;
+        let mut keys = PerSlot::default();
+        let slot = KeySlot::ALL[chance.below(2) as usize];
+        *keys.of_mut(slot) = Some(self.key_ring.learn(key_of(number)));
+        let before = self.state.ring.offers_spent;
+        let offer = Offer { rotation: RotationId(number.into()), keys };
+        self.feed(Input::Desired(Desired::Offer(offer)), chance);
+        self.forget_keys();
+        assert!(self.state.ring.offers_spent <= Policy::DEFAULT.offers_max.max(before));
         self.is_twin_read = false;
     }
 
@@ -278,6 +302,9 @@ impl World {
         }
         let mut needed: Vec<KeyName> =
             [self.state.ring, self.state.durable].iter().flat_map(Ring::keys_in_order).flatten().collect();
+        if let Some(waiting) = self.state.waiting {
+            needed.extend(KeySlot::ALL.into_iter().filter_map(|slot| *waiting.keys.of(slot)));
+        }
         needed.extend(self.state.live);
         needed.extend(self.state.attempt.map(|attempt| attempt.key));
         self.key_ring.forget_unless(|name| needed.contains(&name));
