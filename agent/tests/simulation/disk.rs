@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::rng::Rng;
 use crate::tally::Seen;
-use crate::world::{Inner, World};
+use crate::world::{Cause, Inner, World};
 
 /// What is wrong with the disk.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -296,6 +296,7 @@ impl SimFiles {
                     )
                 });
                 w.tally.count(Seen::KilledInWrite);
+                w.cause(Cause::WriteUncertain);
                 w.die();
                 return Err(io::ErrorKind::Interrupted.into());
             }
@@ -319,6 +320,7 @@ impl SimFiles {
             if let Some((kind, seen)) = refusal {
                 w.log(|| format!("disk: {what} fails ({kind})"));
                 w.tally.count(seen);
+                w.cause(Cause::WriteUncertain);
                 return Err(kind.into());
             }
             let done = then(w);
@@ -340,6 +342,7 @@ impl Files for SimFiles {
     fn write(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.perform(Act::Write, &format!("write {name}"), |w| {
             w.write_begins(name);
+            w.check_written(bytes);
             w.disk.inodes.push(Inode { data: Arc::new(bytes.to_vec()), is_synced: false });
             let index = w.disk.inodes.len() - 1;
             w.disk.directory.insert(name.to_owned(), index);
@@ -362,6 +365,9 @@ impl Files for SimFiles {
             match w.disk.directory.remove(from) {
                 Some(index) => {
                     w.disk.directory.insert(to.to_owned(), index);
+                    if to.starts_with("key-ring") {
+                        w.ring_is_replaced();
+                    }
                     Ok(())
                 }
                 None => Err(io::ErrorKind::NotFound.into()),

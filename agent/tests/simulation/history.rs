@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use twinkey_agent::budget::Room;
 use twinkey_agent::clock::Clock;
-use twinkey_agent::config::{Config, Takeover};
+use twinkey_agent::config::Config;
 use twinkey_agent::driver::{Driver, Parts, Signal};
 use twinkey_agent::hub::outbox::Message;
 use twinkey_agent::local::{Replacement, Request};
@@ -22,8 +22,9 @@ use crate::disk::{Disk, Facts, Gate, Image, SimFiles, move_clock};
 use crate::net::Network;
 use crate::operator::{Operator, provisioned};
 use crate::rng::Rng;
+use crate::stranger;
 use crate::tally::{Seen, Tally};
-use crate::world::{Inner, Sending, Standing, Weather, World};
+use crate::world::{Cause, Inner, Sending, Standing, Weather, World};
 
 /// What is promised.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -133,6 +134,7 @@ impl Director {
             let key_ring = provisioned(w, slot, &sealing_key);
             let bytes = key_ring.encode(&key_ring.ring).unwrap();
             let image = Image::from([("key-ring.a".to_owned(), Arc::new(bytes.to_vec()))]);
+            w.came_in(slots[slot]);
             w.begin(Disk::of(&image), slots);
             let traits = format!("{:?}", w.traits);
             w.log(|| traits);
@@ -155,12 +157,17 @@ impl Director {
 
     async fn act(&mut self) {
         match self.rng.below(100) {
-            0..24 => self.publish(),
-            24..42 => self.operator_looks(),
-            42..51 => {
+            0..20 => self.publish(),
+            20..38 => self.operator_looks(),
+            38..46 => {
                 let Self { world, operator, sealing_key, .. } = self;
                 world.with(|w| operator.stray(w, sealing_key));
             }
+            46..50 => {
+                let Self { world, sealing_key, .. } = self;
+                world.with(|w| stranger::writes(w, sealing_key));
+            }
+            50 => self.flood().await,
             51..64 => self.world.with(|w| {
                 w.weather = Weather::wild(&mut w.rng);
                 let weather = format!("weather: {:?}", w.weather);
@@ -201,6 +208,18 @@ impl Director {
         world.with(|w| operator.look(w, sealing_key));
         if self.rng.per_mille(300) {
             self.images.push(self.world.with(|w| w.disk.after_kill()));
+        }
+    }
+
+    /// Somebody writes one false offer after another.
+    async fn flood(&mut self) {
+        self.world.with(|w| w.tally.count(Seen::StrangerFloods));
+        let longest_ms = self.rng.pick(&[20, 200, 5_000]);
+        for number in 0..self.rng.range(20, 60) {
+            let Self { world, sealing_key, .. } = self;
+            world.with(|w| stranger::offers(w, sealing_key, number < 2));
+            let gap_ms = self.rng.range(1, longest_ms);
+            tokio::time::sleep(Duration::from_millis(gap_ms)).await;
         }
     }
 
@@ -263,6 +282,7 @@ impl Director {
         self.world.with(|w| {
             let mut rng = w.rng.branch();
             w.disk = Disk::of(&w.disk.after_power_cut(&mut rng));
+            w.cause(Cause::DiskReplaced);
             w.disk_changed();
         });
     }
@@ -377,6 +397,7 @@ impl Director {
             w.note_reason();
             w.tally.count(Seen::Replaced);
             w.release_dead_key();
+            w.came_in(key);
             w.log(|| format!("person: brings key {key} for slot {slot}"));
             Replacement {
                 registration: key_ring.registration,
@@ -391,16 +412,7 @@ impl Director {
     // ---- The process ----
 
     fn config(&self) -> Config {
-        self.world.with(|w| {
-            let mut config = Config::default();
-            config.rotation.propagation_window_secs = w.traits.window_ms / 1_000;
-            config.rotation.allow_unsealed = w.traits.allows_unsealed;
-            config.token.lifetime_secs = w.traits.lifetime_secs;
-            if w.traits.breaks_before_make {
-                config.hub.takeover = Takeover::BreakBeforeMake;
-            }
-            config
-        })
+        self.world.with(|w| w.config())
     }
 
     /// As `twinkey-agent run` begins.
@@ -514,6 +526,7 @@ impl Director {
                 self.world.with(|w| {
                     let mut rng = w.rng.branch();
                     w.disk = Disk::of(&w.disk.after_power_cut(&mut rng));
+                    w.cause(Cause::DiskReplaced);
                     w.disk_changed();
                 });
             }
@@ -539,8 +552,17 @@ impl Director {
         }
         let began = Instant::now();
         let window = Duration::from_millis(self.world.with(|w| w.traits.window_ms));
-        // Two candidates with a window each, the longest waits between attempts and writes, answers that never come.
-        let bound = 2 * window + Duration::from_secs(7_200);
+        let policy = self.config().policy();
+        // An offer that is more than the budget allows waits for its turn.
+        let turn = Duration::from_millis(policy.offer_interval_ms);
+        // Where each attempt ends the connection that stands, a candidate is tried when the token is renewed.
+        let renewals = |count: u32| {
+            let after = Duration::from_millis(policy.renew_after_ms);
+            if policy.is_single_connection { count * after } else { Duration::ZERO }
+        };
+        // Two candidates with a window each, the longest waits between attempts and writes, answers that never come. A
+        // candidate that is rejected takes a renewal to be refused at, and one for its control.
+        let bound = 2 * window + turn + renewals(5) + Duration::from_secs(7_200);
         if !self.until("rest", bound, |w| w.unrest()).await {
             return;
         }
@@ -564,7 +586,12 @@ impl Director {
             }
         });
         let offered = self.world.with(|w| w.slots);
-        if !self.until("the last rotation", window + Duration::from_secs(600), |w| w.unrest()).await {
+        if !self
+            .until("the last rotation", window + turn + renewals(3) + Duration::from_secs(600), |w| {
+                w.unrest()
+            })
+            .await
+        {
             return;
         }
         let Self { world, operator, sealing_key, .. } = self;

@@ -19,6 +19,7 @@ mod hub;
 mod net;
 mod operator;
 mod rng;
+mod stranger;
 mod tally;
 mod world;
 

@@ -11,12 +11,14 @@ use twinkey_sas::identifiable::{Purpose, stamp};
 use uuid::Uuid;
 
 use crate::tally::Seen;
-use crate::world::{Inner, KeyId, Standing, identity, slot_at};
+use crate::world::{Inner, KeyId, Standing, Voucher, identity, slot_at};
 
 /// What the operator has begun, as far as it is remembered; everything else is read.
 #[derive(Default)]
 pub(crate) struct Operator {
     rotation: Option<u128>,
+    /// What stands in the twin by the operator's doing.
+    standing: Option<Standing>,
     /// The keys of a rotation that is to be offered again.
     keys: [Option<KeyId>; 2],
 }
@@ -29,38 +31,43 @@ impl Operator {
             self.begin(w, &report, sealing_key);
             return false;
         };
+        if self.standing != Some(w.standing) {
+            // Somebody else has written there.
+            self.offer_again(w, sealing_key);
+            return false;
+        }
         if report.rotation.map(|id| id.0.as_u128()) != Some(rotation) {
             return false;
         }
         match report.status {
             Status::Committed => {
-                let active = w.active_of(&report).filter(|key| w.is_registered(*key));
-                let id = RotationId(Uuid::from_u128(rotation));
-                let is_proved = active.is_some_and(|key| {
-                    report.proof.as_ref().is_some_and(|proof| proof.verify(&w.keys[key].key, &identity(), id))
-                });
+                let is_proved = w.proved_key(&report).is_some_and(|key| w.is_registered(key));
                 if is_proved {
                     self.erase(w);
                 }
                 is_proved
             }
             Status::Rejected | Status::Invalid => {
-                // The registry has these keys, so the device must get them.
-                let keys = self.keys.map(|key| key.filter(|key| w.is_registered(*key)));
-                if keys.iter().all(Option::is_none) {
-                    self.erase(w);
-                } else {
-                    self.offer(w, keys, sealing_key);
-                }
+                self.offer_again(w, sealing_key);
                 false
             }
             Status::Idle | Status::Trying | Status::Waiting => false,
         }
     }
 
+    /// The registry has the keys of the rotation under way, so the device must get them.
+    fn offer_again(&mut self, w: &mut Inner, sealing_key: &SealingKey) {
+        let keys = self.keys.map(|key| key.filter(|key| w.is_registered(*key)));
+        if keys.iter().all(Option::is_none) {
+            self.erase(w);
+        } else {
+            self.offer(w, keys, sealing_key);
+        }
+    }
+
     /// Renews the slot that the device does not use.
     fn begin(&mut self, w: &mut Inner, report: &Report, sealing_key: &SealingKey) {
-        let Some(active) = w.active_of(report) else { return };
+        let Some(active) = w.proved_key(report) else { return };
         let Some(used) = w.slots.iter().position(|key| *key == active) else { return };
         let target = 1 - used;
         if !w.is_surely_held(w.slots[used]) {
@@ -78,6 +85,7 @@ impl Operator {
         self.rotation = None;
         w.tally.count(Seen::OfferErased);
         w.desire(Value::Null, Standing::Nothing);
+        self.standing = Some(Standing::Nothing);
     }
 
     pub(crate) fn offer(&mut self, w: &mut Inner, keys: [Option<KeyId>; 2], sealing_key: &SealingKey) {
@@ -86,16 +94,18 @@ impl Operator {
         let offered = |slot: usize| {
             keys[slot].map(|key| offered_key(&w.keys[key].key, slot_at(slot), rotation, sealing_key, seals))
         };
-        let offer = Offer { rotation, primary: offered(0), secondary: offered(1) };
+        let mut offer = Offer { rotation, primary: offered(0), secondary: offered(1), auth: None };
+        let voucher = authenticate(w, &mut offer);
         w.tally.count(if seals { Seen::OfferedSealed } else { Seen::OfferedPlain });
         if keys.iter().all(Option::is_some) {
             w.tally.count(Seen::OfferedTwoSlots);
         }
         let section = offer.to_patch().get("keyRenewal").map(without_nulls).unwrap_or_default();
-        let standing = w.note_offer(rotation.0.as_u128(), keys);
+        let standing = w.note_offer(rotation.0.as_u128(), keys, voucher, section.clone());
         let names = keys.map(|key| key.map(|key| w.name(key)));
         w.log(|| format!("operator: offers {names:?} as {rotation}"));
         w.desire(section, standing);
+        self.standing = Some(standing);
         self.rotation = Some(rotation.0.as_u128());
         self.keys = keys;
     }
@@ -191,29 +201,43 @@ impl Operator {
                     return;
                 };
                 sealed[40] ^= 1;
-                let offer = Offer { rotation, primary: Some(OfferedKey::Sealed(sealed)), secondary: None };
+                let primary = Some(OfferedKey::Sealed(sealed));
+                let mut offer = Offer { rotation, primary, secondary: None, auth: None };
+                authenticate(w, &mut offer);
                 offer.to_patch().get("keyRenewal").map(without_nulls).unwrap_or_default()
             }
             _ => {
                 // Sealed for the other slot.
                 let sealed = offered_key(&key, KeySlot::Secondary, rotation, sealing_key, true);
-                let offer = Offer { rotation, primary: Some(sealed), secondary: None };
+                let mut offer = Offer { rotation, primary: Some(sealed), secondary: None, auth: None };
+                authenticate(w, &mut offer);
                 offer.to_patch().get("keyRenewal").map(without_nulls).unwrap_or_default()
             }
         };
         w.tally.count(Seen::OfferedRubbish);
         w.desire(section, Standing::Rubbish);
+        self.standing = Some(Standing::Rubbish);
         // What was under way before is offered again once `invalid` is reported.
         self.rotation = Some(rotation.0.as_u128());
     }
 }
 
-fn fresh_rotation(w: &mut Inner) -> RotationId {
+/// With the key that the device proves to live on, where the operator authenticates at all.
+fn authenticate(w: &mut Inner, offer: &mut Offer) -> Voucher {
+    if !w.traits.authenticates {
+        return Voucher::Nobody;
+    }
+    let key = w.report().and_then(|report| w.proved_key(&report)).unwrap_or(w.slots[0]);
+    offer.authenticate(&w.keys[key].key, &identity());
+    Voucher::Key(key)
+}
+
+pub(crate) fn fresh_rotation(w: &mut Inner) -> RotationId {
     let number = (u128::from(w.rng.next()) << 64) | u128::from(w.rng.next());
     RotationId(Uuid::from_u128(number))
 }
 
-fn offered_key(
+pub(crate) fn offered_key(
     key: &Key,
     slot: KeySlot,
     rotation: RotationId,
@@ -241,7 +265,7 @@ fn base64_of(key: &Key) -> String {
 }
 
 /// As the hub keeps a patch.
-fn without_nulls(value: &Value) -> Value {
+pub(crate) fn without_nulls(value: &Value) -> Value {
     match value {
         Value::Object(fields) => Value::Object(
             fields

@@ -40,6 +40,10 @@ impl Rng {
         from[self.below(from.len() as u64) as usize]
     }
 
+    pub(crate) fn pick_clone<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize].clone()
+    }
+
     /// Every magnitude between `low` and `high` alike: short waits and long ones.
     pub(crate) fn magnitude(&mut self, low: u64, high: u64) -> u64 {
         let doublings = (high / low.max(1)).max(1).ilog2();

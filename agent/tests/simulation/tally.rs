@@ -17,6 +17,11 @@ seen! {
     Connected,
     Takeover,
     Fallback,
+    Proved,
+    ReportedWithoutActive,
+    UnauthenticatedReported,
+    TooManyOffersReported,
+    TakenUpWithoutAuth,
     Committed,
     Rejected,
     Invalid,
@@ -85,6 +90,12 @@ seen! {
     BothKeysDestroyed,
     OfferErased,
     SecondAgent,
+    // Somebody who may write twins.
+    StrangerWithoutAuth,
+    StrangerWithFalseAuth,
+    StrangerWithBorrowedAuth,
+    StrangerCopiedBack,
+    StrangerFloods,
 }
 
 /// Counts.

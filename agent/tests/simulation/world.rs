@@ -4,6 +4,7 @@
 mod claims;
 mod connections;
 mod keys;
+mod offers;
 mod process;
 mod twin;
 mod weather;
@@ -19,12 +20,14 @@ use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode, Packet, Publish};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use twinkey_agent::config::{Config, Takeover};
 use twinkey_agent::keyring::name_of;
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::{Identity, KeySlot};
 use twinkey_rotation::{KeyName, Verdict};
 use twinkey_sas::{Key, Verifier};
 
+pub(crate) use self::offers::{Cause, LastHour, Voucher};
 pub(crate) use self::weather::{OnRefusal, Traits, Weather};
 use crate::disk::{Disk, DiskFault, Facts, Gate, SlowSync};
 use crate::hub::Order;
@@ -56,6 +59,8 @@ pub(crate) struct KnownKey {
     from_ms: u64,
     /// And until then.
     until_ms: u64,
+    /// The agent may have it: see [`Inner::came_in`].
+    has_come_in: bool,
     refused_ms: Vec<u64>,
     accepted_ms: Vec<u64>,
 }
@@ -87,7 +92,14 @@ pub(crate) enum Standing {
 pub(crate) struct Offered {
     pub(crate) rotation: u128,
     pub(crate) keys: [Option<KeyId>; 2],
+    pub(crate) voucher: Voucher,
+    /// As it stood in the twin.
+    pub(crate) section: Value,
     at_ms: u64,
+    /// When the hub gave it to the agent last.
+    shown_ms: Option<u64>,
+    /// The agent was shown it when it held the key that vouches for it, or needed none.
+    is_believable: bool,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -155,6 +167,8 @@ pub(crate) struct Inner {
     reported_version: u64,
     /// When the agent heard of which acceptance.
     heard_log: Vec<(u64, KeyId)>,
+    /// What the process that runs has heard of.
+    heard_by_process: BTreeSet<KeyId>,
 
     // Messages.
     pub(crate) messages: Vec<Sending>,
@@ -167,6 +181,9 @@ pub(crate) struct Inner {
     /// Both keys were destroyed at once. Until a key is accepted, the newest offer may take an earlier one's place.
     pub(crate) has_gone_dark: bool,
     durable_verdicts: BTreeSet<(u128, bool)>,
+    /// Rotations that were ever on disk.
+    stored_rotations: BTreeSet<u128>,
+    last_hour: LastHour,
     accepted_last: Option<KeyId>,
     accepted_before: Option<KeyId>,
     stretch: Stretch,
@@ -215,13 +232,16 @@ impl Inner {
             2..=4 => 900,
             _ => 3_600,
         };
-        let allows_unsealed = !rng.per_mille(150);
+        let allows_unsealed = rng.per_mille(500);
+        let allows_unauthenticated = rng.per_mille(250);
         let traits = Traits {
             window_ms,
             lifetime_secs: if window_ms > 120_000 { lifetime_secs.max(900) } else { lifetime_secs },
             breaks_before_make: rng.per_mille(80),
             allows_unsealed,
             seals: !allows_unsealed || rng.per_mille(250),
+            allows_unauthenticated,
+            authenticates: !allows_unauthenticated || rng.per_mille(500),
             kicks_first: rng.per_mille(600),
             on_refusal: rng.pick(&[
                 OnRefusal::KeepsLive,
@@ -260,6 +280,7 @@ impl Inner {
             reported: Map::new(),
             reported_version: 1,
             heard_log: Vec::new(),
+            heard_by_process: BTreeSet::new(),
             messages: Vec::new(),
             received: BTreeSet::new(),
             newest_received: BTreeMap::new(),
@@ -267,6 +288,8 @@ impl Inner {
             facts_of: Vec::new(),
             has_gone_dark: false,
             durable_verdicts: BTreeSet::new(),
+            stored_rotations: BTreeSet::new(),
+            last_hour: LastHour::default(),
             accepted_last: None,
             accepted_before: None,
             stretch: Stretch { since_ms: 0, dials: 0 },
@@ -381,7 +404,11 @@ impl Inner {
             Standing::Rubbish => report.status == Status::Invalid,
             Standing::Offer(index) => {
                 report.rotation.map(|id| id.0.as_u128()) == Some(self.offers[index].rotation)
-                    && matches!(report.status, Status::Committed | Status::Rejected)
+                    && if self.is_to_be_taken(index, facts) {
+                        matches!(report.status, Status::Committed | Status::Rejected)
+                    } else {
+                        (report.status, report.reason) == (Status::Invalid, Some(Reason::Unauthenticated))
+                    }
             }
         };
         if !is_said {

@@ -41,6 +41,7 @@ impl Inner {
             connection.expiry_unix_secs = verified.expiry.unix_secs();
         }
         self.log(|| format!("agent: CONNECT {id} with {name}"));
+        self.check_trial(key);
         let is_on_disk = self.is_surely_on_disk(key);
         self.demand(is_on_disk, |w| format!("I2: {name} is used and may be missing on disk: {:?}", w.facts));
     }
@@ -79,11 +80,14 @@ impl Inner {
                 self.demand(is_earned, |_| format!("I3: {rotation:x} is rejected without a fair trial"));
             }
         }
-        let active = report.active.and_then(|slot| report.slot(slot)).map(|slot| KeyName(slot.fingerprint.0));
-        let active = active.and_then(|name| self.key_named(name));
-        if let (Some(proof), Some(rotation)) = (&report.proof, report.rotation) {
-            let is_true = active.is_some_and(|key| proof.verify(&self.keys[key].key, &identity(), rotation));
-            self.demand(is_true, |_| "the proof proves nothing".to_owned());
+        // I9: whoever says which key it lives on proves that, over all that it says.
+        if report.active.is_some() {
+            let is_proved = self.proved_key(&report).is_some();
+            self.demand(is_proved, |_| format!("I9: no key proves this report: {report:?}"));
+            self.tally.count(Seen::Proved);
+        } else {
+            self.demand(report.proof.is_none(), |_| "I9: a proof without an active slot".to_owned());
+            self.tally.count(Seen::ReportedWithoutActive);
         }
     }
 
@@ -95,6 +99,8 @@ impl Inner {
             Status::Idle | Status::Trying | Status::Waiting => {}
         }
         match report.reason {
+            Some(Reason::Unauthenticated) => self.tally.count(Seen::UnauthenticatedReported),
+            Some(Reason::TooManyOffers) => self.tally.count(Seen::TooManyOffersReported),
             Some(Reason::Storage) => self.tally.count(Seen::WaitingForDisk),
             Some(Reason::Duel) => self.tally.count(Seen::DuelReported),
             Some(Reason::Restored) => self.tally.count(Seen::RestoredReported),
@@ -142,7 +148,9 @@ impl Inner {
                 self.tally.count(Seen::Fallback);
             }
             self.accepted_before = self.accepted_last;
+            self.cause(Cause::KeyAccepted);
         }
+        self.key_vouches(key);
         self.accepted_last = Some(key);
         let name = self.name(key);
         self.log(|| format!("agent: hears that {name} is accepted ({id})"));

@@ -18,6 +18,7 @@ impl Inner {
         });
         let latency_ms = self.weather.latency_ms;
         if now < self.down_until_ms {
+            self.cause(Cause::NoConnection);
             return DialPlan::Fails { after_ms: self.rng.range(0, latency_ms), stage: 1 };
         }
         if self.rng.per_mille(self.weather.dial_fails) {
@@ -27,6 +28,7 @@ impl Inner {
                 3 | 4 => 20_000,
                 _ => 30_000,
             };
+            self.cause(Cause::NoConnection);
             self.tally.count(Seen::DialRefused);
             self.log(|| format!("network: no stream, stage {stage}"));
             return DialPlan::Fails { after_ms, stage };
@@ -107,11 +109,13 @@ impl Inner {
         }
         if self.rng.per_mille(self.weather.connack_never) {
             self.tally.count(Seen::ConnackNever);
+            self.cause(Cause::NoConnection);
             self.log(|| format!("hub: no answer to {id}"));
             return Answer::Nothing;
         }
         if self.rng.per_mille(self.weather.connack_hang_up) {
             self.tally.count(Seen::HubHungUp);
+            self.cause(Cause::NoConnection);
             self.log(|| format!("hub: hangs up on {id}"));
             return Answer::HangUp;
         }
@@ -136,6 +140,7 @@ impl Inner {
             gap_ms,
         };
         if self.rng.per_mille(self.weather.connack_unavailable) {
+            self.cause(Cause::NoConnection);
             self.tally.count(Seen::HubUnavailable);
             judgement.code = ConnectReturnCode::ServiceUnavailable;
             return judgement;
@@ -153,6 +158,9 @@ impl Inner {
                 self.tally.count(Seen::RefusedNotYetPropagated);
             }
             self.keys[key].refused_ms.push(now);
+            if self.is_any_held(key) {
+                self.cause(Cause::NoConnection);
+            }
             if self.traits.on_refusal != OnRefusal::KeepsLive && self.live.is_some() {
                 self.tally.count(Seen::RefusalKickedLive);
                 judgement.closes = self.lose_live();
@@ -251,9 +259,13 @@ impl Inner {
         self.close(live);
         // A copy of our card reports as we do, of a ring that has gone its own way.
         if self.rng.per_mille(200) {
-            if let Some(section) = self.reported.get_mut("keyRenewal").and_then(Value::as_object_mut) {
-                if let Some(sequence) = section.get("sequence").and_then(Value::as_u64) {
-                    section.insert("sequence".to_owned(), json!(sequence + 3));
+            if let Some(mut report) = self.report() {
+                report.sequence += 3;
+                if let Some(key) = self.active_of(&report) {
+                    report.prove(&self.keys[key].key, &identity());
+                }
+                if let Value::Object(patch) = report.to_patch() {
+                    merge(&mut self.reported, patch);
                     self.reported_version += 1;
                 }
             }

@@ -16,6 +16,7 @@ impl Inner {
             key,
             from_ms: u64::MAX,
             until_ms: u64::MAX,
+            has_come_in: false,
             refused_ms: Vec::new(),
             accepted_ms: Vec::new(),
         });

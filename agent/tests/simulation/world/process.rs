@@ -21,6 +21,7 @@ impl Inner {
         self.facts_of.clear();
         // Another disk has lost nothing.
         self.facts.clear();
+        self.cause(Cause::DiskReplaced);
         self.disk_changed();
     }
 
@@ -37,6 +38,8 @@ impl Inner {
         self.process += 1;
         self.is_process_alive = true;
         self.reasons_to_write += 1;
+        self.heard_by_process.clear();
+        self.cause(Cause::Start);
         self.new_stretch();
         self.process
     }
@@ -115,6 +118,7 @@ impl Inner {
             Ok(facts) => self.facts = facts,
             Err(what) => return self.fail(what),
         }
+        self.check_provenance();
         let has_way_out = self.has_way_out();
         self.demand(has_way_out || !had_way_out || self.has_gone_dark, |w| {
             format!("I1: the last key that the hub would accept has left the disk: {:?}", w.facts)
@@ -157,6 +161,7 @@ impl Inner {
     pub(super) fn lose_live(&mut self) -> Option<u64> {
         self.note_settled();
         self.standing_since_ms = None;
+        self.cause(Cause::NoConnection);
         self.live.take()
     }
 

@@ -14,6 +14,7 @@ impl Inner {
             self.tally.count(Seen::TwinRefused);
             return Some((self.rng.pick(&[429, 500, 503]), "{}".to_owned()));
         }
+        self.offer_is_shown();
         let mut desired = Map::new();
         if !self.desired.is_null() {
             desired.insert("keyRenewal".to_owned(), self.desired.clone());
@@ -52,12 +53,17 @@ impl Inner {
 
     /// Writes the desired section, and gives the hint that may get lost.
     pub(crate) fn desire(&mut self, section: Value, standing: Standing) {
+        self.reasons_to_write += 2;
+        self.new_stretch();
+        self.desire_as_stranger(section, standing);
+    }
+
+    /// The same by somebody for whom the agent has no reason to do anything.
+    pub(crate) fn desire_as_stranger(&mut self, section: Value, standing: Standing) {
         self.desired = section;
         self.desired_version += 1;
         self.standing = standing;
-        self.reasons_to_write += 2;
-        self.log(|| format!("operator: the desired section is {standing:?}"));
-        self.new_stretch();
+        self.log(|| format!("twin: the desired section is {standing:?}"));
         self.hint();
     }
 
@@ -97,24 +103,46 @@ impl Inner {
             self.reasons_to_write += 1;
             self.new_stretch();
             if action == "retry" {
+                self.cause(Cause::Start);
                 self.tally.count(Seen::Retried);
             }
         }
     }
 
-    pub(crate) fn note_offer(&mut self, rotation: u128, keys: [Option<KeyId>; 2]) -> Standing {
-        self.offers.push(Offered { rotation, keys, at_ms: self.now_ms() });
+    pub(crate) fn note_offer(
+        &mut self,
+        rotation: u128,
+        keys: [Option<KeyId>; 2],
+        voucher: Voucher,
+        section: Value,
+    ) -> Standing {
+        let at_ms = self.now_ms();
+        self.offers.push(Offered {
+            rotation,
+            keys,
+            voucher,
+            section,
+            at_ms,
+            shown_ms: None,
+            is_believable: false,
+        });
         Standing::Offer(self.offers.len() - 1)
     }
 
     pub(crate) fn note_reason(&mut self) {
         self.reasons_to_write += 2;
+        self.cause(Cause::Start);
         self.new_stretch();
     }
 
     /// What the operator reads.
     pub(crate) fn report(&self) -> Option<Report> {
         Report::read(&Value::Object(self.reported.clone())).ok().flatten()
+    }
+
+    /// The key that the device lives on, where the report proves it.
+    pub(crate) fn proved_key(&self, report: &Report) -> Option<KeyId> {
+        self.active_of(report).filter(|key| report.verify(&self.keys[*key].key, &identity()).is_ok())
     }
 
     pub(crate) fn active_of(&self, report: &Report) -> Option<KeyId> {

@@ -11,6 +11,9 @@ pub(crate) struct Traits {
     pub(crate) breaks_before_make: bool,
     pub(crate) allows_unsealed: bool,
     pub(crate) seals: bool,
+    pub(crate) allows_unauthenticated: bool,
+    /// Whether the operator authenticates its offers.
+    pub(crate) authenticates: bool,
     /// Whether the hub closes the older connection before it says yes to the newer one.
     pub(crate) kicks_first: bool,
     pub(crate) on_refusal: OnRefusal,
