@@ -405,7 +405,12 @@ async fn an_answer_is_waited_for_as_long_as_a_large_packet_comes_in_before_it() 
         // A request and a message are without an answer, and the link is slow.
         let mut outbox = Outbox::default();
         let (acknowledged, _) = oneshot::channel();
-        outbox.push(Message { topic: "t".into(), payload: Bytes::new(), acknowledged }).unwrap();
+        outbox.push(Message {
+            topic: "t".into(),
+            payload: Bytes::new(),
+            acknowledged,
+            room: Room::uncounted(),
+        });
         session.pursue(Some(&mut outbox), None, Instant::now()).unwrap();
         let mut bytes = bytes::BytesMut::new();
         too_large(topic, QoS::AtMostOnce).write(&mut bytes, usize::MAX).unwrap();

@@ -146,7 +146,7 @@ async fn the_hubs_document_names_every_flag() {
 fn the_operators_document_explains_every_refusal() {
     let document = read("docs/operations.md");
     let explained: Vec<&str> = rows(&document).flat_map(|(first, _)| first).collect();
-    let source = read("fleet/src/renew/plan.rs");
+    let source = read("fleet/src/renew/refusal.rs");
     let codes = source.split("fn code(self)").nth(1).unwrap().split("fn ").next().unwrap();
     let codes: Vec<&str> = codes.split('"').skip(1).step_by(2).collect();
     assert!(codes.len() >= 10, "{codes:?}");

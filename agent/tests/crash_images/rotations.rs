@@ -128,7 +128,7 @@ impl World {
         let number = FALSE_KEYS + self.hub.false_offers;
         let mut keys = PerSlot::default();
         let slot = KeySlot::ALL[chance.below(2) as usize];
-        *keys.of_mut(slot) = Some(self.key_ring.learn(key_of(number)));
+        *keys.of_mut(slot) = Some(self.key_ring.learn(key_of(number)).unwrap());
         let before = self.state.ring.offers_spent;
         let offer = Offer { rotation: RotationId(number.into()), keys };
         self.feed(Input::Desired(Desired::Offer(offer)), chance);

@@ -25,7 +25,7 @@ fn key_ring() -> KeyRing {
     let sealing_key = SealingKey::from_bytes(&[7; 32]).unwrap();
     let mut key_ring =
         KeyRing::provision(registration(), sealing_key, twinkey_rotation::KeySlot::Primary, key_of(1));
-    let names: Vec<KeyName> = (1..=6).map(|number| key_ring.learn(key_of(number))).collect();
+    let names: Vec<KeyName> = (1..=6).map(|number| key_ring.learn(key_of(number)).unwrap()).collect();
     let ring = &mut key_ring.ring;
     ring.slots.secondary.held = Some(Held { key: names[1], proven_at: None });
     ring.slots.secondary.candidate = Some(Candidate { key: names[2], standing: Standing::Trying });
