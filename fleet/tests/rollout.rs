@@ -198,11 +198,28 @@ async fn a_second_runner_hears_who_the_first_is_and_another_terminal_pauses_and_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_key_is_made_for_a_device_that_answers_no_challenge() {
+    let world = World::with_agents(&["d1", "d2"]).await;
+    let before = world.keys("d1").await;
+    world.signal(0, Signal::STOP);
+    let run = world.run(&with(&ALL_YES, &["--waves", "100%", "--retries", "0"])).await;
+    assert_eq!(exit(&run), 4, "{}", text(&run.stderr));
+    let report = world.json(&["rollout", "report"]).await;
+    assert_eq!(report["devicesByState"], json!({"done": 1, "refused": 1}));
+    assert_eq!(device(&report, "d1")["reason"], json!("not-fresh"));
+    assert_eq!(world.keys("d1").await, before);
+    world.signal(0, Signal::CONT);
+    world.hub.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_hangs_fails_at_its_deadline_and_gets_the_same_key_when_it_is_back() {
     let world = World::with_agents(&["d1", "d2"]).await;
     let before = world.keys("d1").await.map(|key| print(&key));
     world.signal(0, Signal::STOP);
-    let run = world.run(&with(&ALL_YES, &["--waves", "100%", "--deadline", "10s"])).await;
+    // Without a challenge, which it would not answer.
+    let flags = ["--waves", "100%", "--deadline", "10s", "--no-challenge"];
+    let run = world.run(&with(&ALL_YES, &flags)).await;
     assert_eq!(exit(&run), 4, "{}", text(&run.stderr));
     let report = world.json(&["rollout", "report"]).await;
     assert_eq!(report["devicesByState"], json!({"done": 1, "failed": 1}));
