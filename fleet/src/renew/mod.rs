@@ -20,6 +20,8 @@ pub(crate) mod renewer;
 mod targets;
 
 #[cfg(test)]
+mod both_ends_tests;
+#[cfg(test)]
 mod plan_tests;
 
 use std::sync::Arc;

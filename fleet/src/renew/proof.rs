@@ -140,7 +140,8 @@ async fn superseded(
     }
 }
 
-enum Judgement {
+#[derive(Debug)]
+pub(super) enum Judgement {
     Proved {
         active: KeySlot,
         sequence: u64,
@@ -153,7 +154,7 @@ enum Judgement {
     Pending(String),
 }
 
-fn judge(report: &Report, rotation: RotationId, expected: &Expected<'_>) -> Judgement {
+pub(super) fn judge(report: &Report, rotation: RotationId, expected: &Expected<'_>) -> Judgement {
     if report.rotation != Some(rotation) {
         return Judgement::Pending("nothing about this offer".to_owned());
     }
