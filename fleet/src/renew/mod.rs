@@ -22,6 +22,8 @@ mod targets;
 #[cfg(test)]
 mod both_ends_tests;
 #[cfg(test)]
+mod forgery_tests;
+#[cfg(test)]
 mod plan_tests;
 
 use std::sync::Arc;

@@ -331,21 +331,41 @@ fn without_delivery_nothing_is_offered_and_a_slot_on_offer_is_left_alone() {
     assert_eq!(decide(Some(moving), offer(7, false, true), request), Plan::Refuse(Refusal::OfferStands));
 }
 
+/// Facts of a device that is enabled and connected.
+fn facts<'a>(
+    identity: &'a Identity,
+    keys: &'a KeyPair,
+    report: Option<&'a Report>,
+    seen: Seen,
+    standing: Option<Standing>,
+) -> Facts<'a> {
+    Facts { identity, is_enabled: true, is_connected: true, keys, report, seen, standing }
+}
+
+/// Whether the key that the report names as the one in use stands in the registry after this change.
+fn survives(report: &Report, keys: &KeyPair, change: Change) -> bool {
+    let lives_on = report.slot(report.active.unwrap()).unwrap().fingerprint;
+    let is_in_registry = KeySlot::ALL.iter().any(|slot| keys.fingerprint(*slot) == lives_on);
+    match change {
+        Change::Nothing | Change::Swap => is_in_registry,
+        Change::Regenerate(slot) => lives_on == keys.fingerprint(slot.other()),
+        Change::RegenerateBoth => false,
+    }
+}
+
 #[test]
 fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
     let seeds = [None, Some(1), Some(2), Some(9)];
-    let actives = [None, Some(KeySlot::Primary), Some(KeySlot::Secondary)];
     let statuses = [Status::Trying, Status::Committed, Status::Rejected];
     let rotations = std::iter::once(None).chain(statuses.into_iter().map(|status| Some((7, status))));
-    let mut says = vec![None];
-    for rotation in rotations {
-        for active in actives {
-            for (primary, secondary) in seeds.iter().flat_map(|p| seeds.iter().map(move |s| (*p, *s))) {
-                says.extend([None, Some(1), Some(2), Some(9)].map(|proof| {
-                    let honest = on_primary();
-                    Some(Says { active, primary, secondary, rotation, proof, ..honest })
-                }));
-            }
+    let mut says = vec![None, Some(Says { active: None, ..on_primary() })];
+    for (rotation, active) in rotations.flat_map(|r| KeySlot::ALL.map(|active| (r, Some(active)))) {
+        for (primary, secondary) in seeds.iter().flat_map(|p| seeds.iter().map(move |s| (*p, *s))) {
+            let named = if active == Some(KeySlot::Primary) { primary } else { secondary };
+            says.extend(
+                [None, named.or(Some(1)), Some(8)]
+                    .map(|proof| Some(Says { active, primary, secondary, rotation, proof, ..on_primary() })),
+            );
         }
     }
     let standings =
@@ -357,49 +377,108 @@ fn unless_forced_no_change_ever_takes_the_key_that_the_device_lives_on() {
         for (standing, key_type) in standings.iter().flat_map(|s| KEY_TYPES.map(|k| (*s, k))) {
             // The secondary slot's key as it is now; in the primary slot, that is another key than now.
             let begun_with = [None, Some(2)];
-            for (bits, replaces) in (0..16_u8).flat_map(|bits| begun_with.map(|seed| (bits, seed))) {
-                let bit = |place: u8| bits & (1 << place) != 0;
-                let (is_enabled, is_connected, is_forced, delivers) = (bit(0), bit(1), bit(2), bit(3));
-                let facts = Facts {
-                    identity: &identity,
-                    is_enabled,
-                    is_connected,
-                    keys: &keys,
-                    report: report.as_ref(),
-                    seen: Seen::Nothing,
-                    standing,
-                };
+            for (delivers, replaces) in begun_with.into_iter().flat_map(|s| [(true, s), (false, s)]) {
                 let replaces = replaces.map(|seed| Fingerprint::of(&key(seed)));
-                let request = Request { replaces, is_forced, delivers, ..ask(key_type) };
-                let context = || {
-                    format!("{says:?} {standing:?} {request:?} enabled {is_enabled} connected {is_connected}")
-                };
+                let request = Request { replaces, delivers, ..ask(key_type) };
+                let facts = facts(&identity, &keys, report.as_ref(), Seen::Nothing, standing);
                 let Plan::Renew { change, offer, in_spite_of, .. } = plan(&facts, request) else {
                     continue;
                 };
-                assert!(delivers || offer == Slots::None, "{}", context());
-                if is_forced {
-                    continue;
-                }
-                assert_eq!(in_spite_of, None, "{}", context());
-                assert!(is_enabled && is_connected, "{}", context());
-                let report = report.as_ref().unwrap();
-                let lives_on = report.slot(report.active.unwrap()).unwrap().fingerprint;
-                let is_in_registry = |print| KeySlot::ALL.iter().any(|slot| keys.fingerprint(*slot) == print);
-                let survives = match change {
-                    Change::Nothing => KeySlot::ALL
-                        .iter()
-                        .any(|slot| report.slot(*slot).is_some_and(|held| is_in_registry(held.fingerprint))),
-                    Change::Swap => is_in_registry(lives_on),
-                    Change::Regenerate(slot) => lives_on == keys.fingerprint(slot.other()),
-                    Change::RegenerateBoth => false,
-                };
-                assert!(survives, "{change:?} {}", context());
+                let context = format!("{change:?} {says:?} {standing:?} {request:?}");
+                assert!(delivers || offer == Slots::None, "{context}");
+                assert_eq!(in_spite_of, None, "{context}");
+                assert!(survives(report.as_ref().unwrap(), &keys, change), "{context}");
                 acted += 1;
             }
         }
     }
     assert!(acted > 1000, "the search must reach plans that act: {acted}");
+}
+
+#[test]
+fn a_device_that_is_disabled_or_not_connected_is_never_changed_unless_forced() {
+    let (keys, identity, report) = (registry(), identity(), on_primary().report());
+    for (is_enabled, is_connected) in [(false, false), (false, true), (true, false)] {
+        for (report, key_type) in [None, Some(&report)].iter().flat_map(|r| KEY_TYPES.map(|k| (*r, k))) {
+            for (delivers, is_forced) in [(false, false), (true, false), (false, true), (true, true)] {
+                let facts = Facts {
+                    is_enabled,
+                    is_connected,
+                    ..facts(&identity, &keys, report, Seen::Nothing, None)
+                };
+                let plan = plan(&facts, Request { delivers, is_forced, ..ask(key_type) });
+                let Plan::Renew { offer, in_spite_of, .. } = plan else {
+                    assert!(!is_forced, "{key_type:?}: {plan:?}");
+                    continue;
+                };
+                assert!(is_forced && in_spite_of.is_some(), "{key_type:?}: {plan:?}");
+                assert!(delivers || offer == Slots::None, "{key_type:?}: {plan:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_report_of_an_attackers_is_acted_on_and_no_key_is_sealed_to_him() {
+    let mut says = Vec::new();
+    for (primary, secondary) in
+        [1, 2, 9].iter().flat_map(|p| [None, Some(1), Some(2), Some(9)].map(|s| (*p, s)))
+    {
+        for (active, seal) in
+            KeySlot::ALL.iter().flat_map(|a| [None, Some(AGENT), Some(THIEF)].map(|s| (*a, s)))
+        {
+            for (sequence, reason) in [(4, None), (5, None), (5, Some(Reason::Duel)), (4, Some(Reason::Duel))]
+            {
+                let named = if active == KeySlot::Primary { Some(primary) } else { secondary };
+                for proof in [None, named, Some(8)] {
+                    let (active, primary, rotation) = (Some(active), Some(primary), None);
+                    says.push(Says { active, primary, secondary, rotation, proof, seal, sequence, reason });
+                }
+            }
+        }
+    }
+    let before = [Seen::Nothing, Seen::Unreadable, believed(AGENT, 5), believed(THIEF, 5)];
+    let trusts = [(false, false), (true, false), (false, true)]
+        .map(|(trusts_report, is_incident)| Trust { trusts_report, is_incident });
+    let (keys, identity) = (registry(), identity());
+    let mut acted = 0;
+    for says in says {
+        let report = says.report();
+        let lives_on =
+            says.active.and_then(|slot| if slot == KeySlot::Primary { says.primary } else { says.secondary });
+        let is_proved = says.proof == lives_on && matches!(lives_on, Some(1 | 2));
+        for (seen, trust) in before.iter().flat_map(|seen| trusts.map(|trust| (*seen, trust))) {
+            for key_type in [KeyType::Primary, KeyType::Secondary] {
+                let facts = facts(&identity, &keys, Some(&report), seen, None);
+                let plan = plan(&facts, Request { trust, ..ask(key_type) });
+                let Plan::Renew { change, form, remembers, .. } = plan else { continue };
+                let context = format!("{says:?} {seen:?} {trust:?} {plan:?}");
+                let (before_seal, before_sequence) = match seen {
+                    Seen::Believed(before) => (Some(before.seal_to), before.sequence),
+                    Seen::Nothing | Seen::Unreadable => (None, 0),
+                };
+                let reported = says.seal.map(public);
+                assert!(is_proved, "not proved: {context}");
+                assert!(says.reason.is_none() || trust.is_incident, "a duel: {context}");
+                let is_newer = says.sequence >= before_sequence;
+                assert!(is_newer || trust.trusts_report || trust.is_incident, "old: {context}");
+                assert!(seen != Seen::Unreadable || trust.trusts_report, "unreadable: {context}");
+                assert!(survives(&report, &keys, change), "{context}");
+                let target =
+                    if trust.trusts_report { reported.or(before_seal) } else { before_seal.or(reported) };
+                assert_eq!(form, target.map(Form::Sealed), "sealed to another: {context}");
+                let is_first_in_an_incident = trust.is_incident && before_seal.is_none();
+                assert!(!is_first_in_an_incident, "the first one could be a thief's: {context}");
+                let is_same = before_seal.is_none_or(|before| reported == Some(before));
+                assert!(is_same || trust.trusts_report || trust.is_incident, "sealTo changed: {context}");
+                let lowest =
+                    if trust.trusts_report { says.sequence } else { says.sequence.max(before_sequence) };
+                assert_eq!(remembers.map(|believed| believed.sequence), Some(lowest), "{context}");
+                acted += 1;
+            }
+        }
+    }
+    assert!(acted > 500, "the search must reach plans that act: {acted}");
 }
 
 #[test]
