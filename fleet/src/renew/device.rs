@@ -586,3 +586,42 @@ pub(crate) fn standing(twin: &Twin, keys: &KeyPair) -> Option<Standing> {
         secondary: offer.secondary.is_some(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use twinkey_contract::offer::OfferedKey;
+    use twinkey_sas::Key;
+
+    fn key(seed: u8) -> Key {
+        Key::from_bytes(&[seed; 32]).unwrap()
+    }
+
+    fn twin(offer: &Value) -> Twin {
+        serde_json::from_value(json!({"deviceId": "d1", "etag": "1", "properties": {"desired": offer}}))
+            .unwrap()
+    }
+
+    #[test]
+    fn only_an_offer_that_a_key_of_the_registry_authenticates_counts_as_standing() {
+        let keys = KeyPair { primary: key(1), secondary: key(2) };
+        let identity = Identity::new("d1", None).unwrap();
+        let rotation = RotationId::generate(1).unwrap();
+        let secondary = Some(OfferedKey::Sealed(vec![7; 80]));
+        let mut offer = Offer { rotation, primary: None, secondary, auth: None };
+        let stands = |offer: &Offer| standing(&twin(&offer.to_patch()), &keys, &identity);
+        assert_eq!(stands(&offer), None);
+        for (seed, counts) in [(1, true), (2, true), (3, false)] {
+            offer.authenticate(&key(seed), &identity);
+            let expected = Standing { rotation, primary: false, secondary: true };
+            assert_eq!(stands(&offer), counts.then_some(expected), "made with key {seed}");
+        }
+        offer.authenticate(&key(1), &Identity::new("d2", None).unwrap());
+        assert_eq!(stands(&offer), None);
+        // Altered since.
+        offer.authenticate(&key(1), &identity);
+        offer.primary = offer.secondary.take();
+        assert_eq!(stands(&offer), None);
+        assert_eq!(standing(&twin(&json!({})), &keys, &identity), None);
+    }
+}

@@ -199,4 +199,51 @@ mod tests {
             assert!(lease(odd, NOW + 100).is_in_the_way(&own, NOW), "{odd}");
         }
     }
+
+    fn twin(device_id: &str, tags: &Value) -> Twin {
+        serde_json::from_value(json!({"deviceId": device_id, "etag": "1", "tags": tags, "properties": {}}))
+            .unwrap()
+    }
+
+    fn leased(by: &str, until: u64) -> Value {
+        json!({"keyRenewal": {"lease": {"by": by, "until": until}}})
+    }
+
+    #[test]
+    fn a_lease_that_stands_keeps_others_away_and_not_its_holder() {
+        let identity = Identity::new("d1", None).unwrap();
+        let until = unix_now_secs() + 60;
+        let stands = twin("d1", &leased("elsewhere-1-2", until));
+        let refused = check(&identity, &stands, &own_name());
+        let Err(Stop::Busy { by, left }) = refused else { panic!("{refused:?}") };
+        assert_eq!(by, "elsewhere-1-2");
+        assert!((1..=60).contains(&left.as_secs()), "{left:?}");
+        assert!(check(&identity, &stands, "elsewhere-1-2").is_ok());
+        let over = twin("d1", &leased("elsewhere-1-2", 1));
+        assert!(check(&identity, &over, &own_name()).is_ok());
+        assert!(check(&identity, &twin("d1", &json!({})), &own_name()).is_ok());
+    }
+
+    #[test]
+    fn another_devices_twin_is_no_answer() {
+        let identity = Identity::new("d1", None).unwrap();
+        assert!(matches!(check(&identity, &twin("d2", &json!({})), &own_name()), Err(Stop::Failed(_))));
+    }
+
+    #[test]
+    fn only_a_lease_that_is_in_nobodys_way_is_given_back() {
+        let until = unix_now_secs() + 60;
+        assert!(is_nobody_elses(&twin("d1", &leased("me-1-2", until)), "me-1-2"));
+        assert!(!is_nobody_elses(&twin("d1", &leased("elsewhere-1-2", until)), "me-1-2"));
+        assert!(is_nobody_elses(&twin("d1", &leased("elsewhere-1-2", 1)), "me-1-2"));
+        assert!(!is_nobody_elses(&twin("d1", &json!({})), "me-1-2"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_key_is_ordered_when_the_lease_could_end_before_the_answer() {
+        let held = Held { taken: Instant::now() };
+        assert!(held.is_good());
+        tokio::time::advance(Duration::from_secs(LEASE_SECS) - LEFT_MIN).await;
+        assert!(!held.is_good());
+    }
 }

@@ -25,6 +25,8 @@ mod both_ends_tests;
 mod forgery_tests;
 #[cfg(test)]
 mod plan_tests;
+#[cfg(test)]
+mod proof_tests;
 
 use std::sync::Arc;
 

@@ -13,44 +13,44 @@ use crate::hub::KeyPair;
 
 const KEY_TYPES: [KeyType; 4] = [KeyType::Primary, KeyType::Secondary, KeyType::Both, KeyType::Swap];
 
-fn key(seed: u8) -> Key {
+pub(super) fn key(seed: u8) -> Key {
     Key::from_bytes(&[seed; 32]).unwrap()
 }
 
 /// The registry: key 1 is primary, key 2 is secondary. Other numbers are keys that it does not hold.
-fn registry() -> KeyPair {
+pub(super) fn registry() -> KeyPair {
     KeyPair { primary: key(1), secondary: key(2) }
 }
 
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     Identity::new("d1", None).unwrap()
 }
 
-fn rotation(number: u128) -> RotationId {
+pub(super) fn rotation(number: u128) -> RotationId {
     format!("00000000-0000-7000-8000-{number:012x}").parse().unwrap()
 }
 
 /// What an agent says that holds these keys and lives on that of `active`.
 #[derive(Clone, Copy, Debug)]
-struct Says {
-    active: Option<KeySlot>,
-    primary: Option<u8>,
-    secondary: Option<u8>,
-    rotation: Option<(u128, Status)>,
+pub(super) struct Says {
+    pub(super) active: Option<KeySlot>,
+    pub(super) primary: Option<u8>,
+    pub(super) secondary: Option<u8>,
+    pub(super) rotation: Option<(u128, Status)>,
     /// The key that the proof is made with.
-    proof: Option<u8>,
+    pub(super) proof: Option<u8>,
     /// The public key that it names.
-    seal: Option<u8>,
-    sequence: u64,
-    reason: Option<Reason>,
+    pub(super) seal: Option<u8>,
+    pub(super) sequence: u64,
+    pub(super) reason: Option<Reason>,
 }
 
 /// The agent's public key.
-const AGENT: u8 = 1;
+pub(super) const AGENT: u8 = 1;
 /// A thief's.
-const THIEF: u8 = 2;
+pub(super) const THIEF: u8 = 2;
 
-fn public(seed: u8) -> SealingPublicKey {
+pub(super) fn public(seed: u8) -> SealingPublicKey {
     SealingPublicKey([seed; 32])
 }
 
@@ -59,7 +59,7 @@ fn believed(seed: u8, sequence: u64) -> Seen {
 }
 
 impl Says {
-    fn report(self) -> Report {
+    pub(super) fn report(self) -> Report {
         let slot = |seed: Option<u8>| {
             seed.map(|s| SlotReport { fingerprint: Fingerprint::of(&key(s)), proven_at: Some(0) })
         };
@@ -86,7 +86,7 @@ impl Says {
 }
 
 /// An agent that knows both of the registry's keys and lives on the primary one.
-fn on_primary() -> Says {
+pub(super) fn on_primary() -> Says {
     Says {
         active: Some(KeySlot::Primary),
         primary: Some(1),
@@ -100,7 +100,7 @@ fn on_primary() -> Says {
 }
 
 /// The same that lives on the secondary one.
-fn on_secondary() -> Says {
+pub(super) fn on_secondary() -> Says {
     Says { active: Some(KeySlot::Secondary), proof: Some(2), ..on_primary() }
 }
 

@@ -296,3 +296,7 @@ fn prints(keys: Option<&KeyPair>) -> Prints {
     let print = |slot| keys.map(|keys| keys.fingerprint(slot));
     Prints { primary: print(KeySlot::Primary), secondary: print(KeySlot::Secondary) }
 }
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;
