@@ -80,7 +80,7 @@ fn absorb(state: &mut State, input: Input, pace: &Pace<'_>, effects: &mut Effect
                 state.ring.bring(brought);
             }
         }
-        Input::Retry => retry_set_aside(state),
+        Input::Retry => retry_set_aside(state, pace),
         Input::Stored(is_certain) => stored(state, is_certain, pace, effects),
         Input::Attempted(outcome) => {
             if let Some(attempt) = state.attempt.take() {
@@ -136,10 +136,15 @@ fn take_up_waiting(state: &mut State, pace: &Pace<'_>) {
     }
 }
 
-fn retry_set_aside(state: &mut State) {
+/// Costs a place in the budget like an offer: everybody with the right to call direct methods can ask for it (I4).
+fn retry_set_aside(state: &mut State, pace: &Pace<'_>) {
     let Some(rotation) = &mut state.ring.rotation else {
         return;
     };
+    if state.ring.offers_spent >= pace.policy.offers_max {
+        return;
+    }
+    let mut is_any_retried = false;
     for slot in KeySlot::ALL {
         let offered = *rotation.offered.of(slot);
         if let Some(candidate) = &mut state.ring.slots.of_mut(slot).candidate {
@@ -148,8 +153,12 @@ fn retry_set_aside(state: &mut State) {
                 rotation.verdict = None;
                 state.trial = Trial::NEW;
                 state.trouble = None;
+                is_any_retried = true;
             }
         }
+    }
+    if is_any_retried {
+        state.ring.offers_spent += 1;
     }
 }
 

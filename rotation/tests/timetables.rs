@@ -823,3 +823,18 @@ fn on_a_single_connection_false_offers_break_it_at_renewals_and_once_more_each()
     let renewals = 3 * HOUR / (Policy::DEFAULT.renew_after_ms * 15 / 16) + 1;
     assert!(table.breaks.len() as u64 <= 2 * renewals, "{:?}", table.breaks);
 }
+
+#[test]
+fn retries_that_anybody_asks_for_cost_no_more_attempts_than_offers_do() {
+    let mut table =
+        Timetable::new(Policy { propagation_window_ms: SECOND, ..Policy::DEFAULT }, two_keys(), A, B);
+    table.operate(A, B, offer(1, None, Some(D)));
+    for _ in 0..3 * HOUR / (10 * SECOND) {
+        table.run(10 * SECOND);
+        table.tell(Input::Retry);
+    }
+    assert!(table.attempts_in_busiest_hour() <= Policy::DEFAULT.trials_per_hour_max());
+    assert!(table.writes_in_busiest_hour() <= 2 * Policy::DEFAULT.offers_per_hour_max());
+    let trials = table.attempts.iter().filter(|(_, key)| *key == D).count();
+    assert!(trials > 14, "it is tried again, too: {trials}");
+}

@@ -609,7 +609,7 @@ mod tests {
         let rotation = RotationId::generate(1).unwrap();
         let secondary = Some(OfferedKey::Sealed(vec![7; 80]));
         let mut offer = Offer { rotation, primary: None, secondary, auth: None };
-        let stands = |offer: &Offer| standing(&twin(&offer.to_patch()), &keys, &identity);
+        let stands = |offer: &Offer| standing(&twin(&offer.to_patch()), &keys);
         assert_eq!(stands(&offer), None);
         for (seed, counts) in [(1, true), (2, true), (3, false)] {
             offer.authenticate(&key(seed), &identity);
@@ -622,6 +622,6 @@ mod tests {
         offer.authenticate(&key(1), &identity);
         offer.primary = offer.secondary.take();
         assert_eq!(stands(&offer), None);
-        assert_eq!(standing(&twin(&json!({})), &keys, &identity), None);
+        assert_eq!(standing(&twin(&json!({})), &keys), None);
     }
 }

@@ -73,7 +73,10 @@ impl Lease {
 
 /// Refuses where another operator has a lease on the identity.
 pub(super) fn check(hub: &Hub, identity: &Identity, twin: &Twin, own: &Holder) -> Result<(), Stop> {
-    let now_unix_secs = hub.unix_now_secs();
+    check_at(hub.unix_now_secs(), identity, twin, own)
+}
+
+fn check_at(now_unix_secs: u64, identity: &Identity, twin: &Twin, own: &Holder) -> Result<(), Stop> {
     match Lease::read(&twin.tags).filter(|lease| lease.is_in_the_way(own, now_unix_secs)) {
         Some(lease) => Err(Stop::Busy {
             by: lease.by,
@@ -88,7 +91,11 @@ pub(super) fn check(hub: &Hub, identity: &Identity, twin: &Twin, own: &Holder) -
 
 /// Whether the twin shows a lease that this run may take out: its own, or one that holds no more.
 pub(super) fn may_be_cleared(hub: &Hub, twin: &Twin, own: &Holder) -> bool {
-    Lease::read(&twin.tags).is_some_and(|lease| !lease.is_in_the_way(own, hub.unix_now_secs()))
+    may_be_cleared_at(hub.unix_now_secs(), twin, own)
+}
+
+fn may_be_cleared_at(now_unix_secs: u64, twin: &Twin, own: &Holder) -> bool {
+    Lease::read(&twin.tags).is_some_and(|lease| !lease.is_in_the_way(own, now_unix_secs))
 }
 
 /// Takes the lease, or makes it last longer, and brings the newest twin. `twin` is the one that was seen last. In the same change,
@@ -211,32 +218,35 @@ mod tests {
 
     #[test]
     fn a_lease_that_stands_keeps_others_away_and_not_its_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = holder_in(dir.path());
         let identity = Identity::new("d1", None).unwrap();
-        let until = unix_now_secs() + 60;
-        let stands = twin("d1", &leased("elsewhere-1-2", until));
-        let refused = check(&identity, &stands, &own_name());
+        let stands = twin("d1", &leased(ELSEWHERE, NOW + 60));
+        let refused = check_at(NOW, &identity, &stands, &own);
         let Err(Stop::Busy { by, left }) = refused else { panic!("{refused:?}") };
-        assert_eq!(by, "elsewhere-1-2");
-        assert!((1..=60).contains(&left.as_secs()), "{left:?}");
-        assert!(check(&identity, &stands, "elsewhere-1-2").is_ok());
-        let over = twin("d1", &leased("elsewhere-1-2", 1));
-        assert!(check(&identity, &over, &own_name()).is_ok());
-        assert!(check(&identity, &twin("d1", &json!({})), &own_name()).is_ok());
+        assert_eq!((by.as_str(), left), (ELSEWHERE, Duration::from_secs(60)));
+        assert!(check_at(NOW, &identity, &twin("d1", &leased(own.name(), NOW + 60)), &own).is_ok());
+        assert!(check_at(NOW, &identity, &twin("d1", &leased(ELSEWHERE, NOW)), &own).is_ok());
+        assert!(check_at(NOW, &identity, &twin("d1", &json!({})), &own).is_ok());
     }
 
     #[test]
     fn another_devices_twin_is_no_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = holder_in(dir.path());
         let identity = Identity::new("d1", None).unwrap();
-        assert!(matches!(check(&identity, &twin("d2", &json!({})), &own_name()), Err(Stop::Failed(_))));
+        let answer = check_at(NOW, &identity, &twin("d2", &json!({})), &own);
+        assert!(matches!(answer, Err(Stop::Failed(_))));
     }
 
     #[test]
-    fn only_a_lease_that_is_in_nobodys_way_is_given_back() {
-        let until = unix_now_secs() + 60;
-        assert!(is_nobody_elses(&twin("d1", &leased("me-1-2", until)), "me-1-2"));
-        assert!(!is_nobody_elses(&twin("d1", &leased("elsewhere-1-2", until)), "me-1-2"));
-        assert!(is_nobody_elses(&twin("d1", &leased("elsewhere-1-2", 1)), "me-1-2"));
-        assert!(!is_nobody_elses(&twin("d1", &json!({})), "me-1-2"));
+    fn a_run_clears_its_own_lease_and_those_that_hold_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = holder_in(dir.path());
+        let may = |by: &str, until| may_be_cleared_at(NOW, &twin("d1", &leased(by, until)), &own);
+        assert!(may(own.name(), NOW + 60) && may(ELSEWHERE, NOW));
+        assert!(!may(ELSEWHERE, NOW + 60));
+        assert!(!may_be_cleared_at(NOW, &twin("d1", &json!({})), &own));
     }
 
     #[tokio::test(start_paused = true)]

@@ -270,7 +270,9 @@ fn change_slot(
     let spare = report.active.and_then(|active| report.slot(active.other()));
     let is_undelivered = spare.is_some_and(|spare| spare.fingerprint != facts.keys.fingerprint(slot));
     let is_offered = facts.standing.is_some_and(|standing| standing.covers(slot));
-    let is_unfinished = request.delivers && lives_in_other && (is_undelivered || is_offered);
+    // In an incident every key of before has to go, and a thief with the key can prove that a key is not there.
+    let may_be_finished = request.delivers && !request.trust.is_incident;
+    let is_unfinished = may_be_finished && lives_in_other && (is_undelivered || is_offered);
     (if is_unfinished { Change::Nothing } else { regenerate }, offer)
 }
 

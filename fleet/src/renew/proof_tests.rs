@@ -20,6 +20,7 @@ fn judged_report(report: &Report, change: impl FnOnce(&mut Expected<'_>)) -> Jud
         slots: Slots::One(KeySlot::Secondary),
         active: Some(KeySlot::Secondary),
         seal_to: Some(public(AGENT)),
+        is_incident: false,
     };
     change(&mut expected);
     judge(report, rotation(7), &expected)

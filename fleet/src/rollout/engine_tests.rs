@@ -32,6 +32,7 @@ fn request(replaces: Option<u8>) -> SlotRequest {
         key_source: Source::Service,
         rollout: Uuid::nil(),
         is_forced: false,
+        is_challenged: true,
         is_last: false,
         is_continued: false,
     }

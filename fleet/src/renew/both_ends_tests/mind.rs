@@ -345,6 +345,7 @@ fn present_answer(awaited: Awaited, said: Said) -> Answer {
         },
         active: Some(awaited.slot),
         seal_to: Some(public(awaited.seal)),
+        is_incident: false,
     };
     match judge(&said.report(), real_rotation(awaited.rotation), &expected) {
         Judgement::Pending(_) => Answer::Pending,
