@@ -143,15 +143,18 @@ async fn the_hubs_document_names_every_flag() {
 }
 
 #[test]
-fn the_operators_document_explains_every_refusal() {
+fn the_operators_document_explains_every_refusal_and_every_outcome() {
     let document = read("docs/operations.md");
     let explained: Vec<&str> = rows(&document).flat_map(|(first, _)| first).collect();
-    let source = read("fleet/src/renew/refusal.rs");
-    let codes = source.split("fn code(self)").nth(1).unwrap().split("fn ").next().unwrap();
-    let codes: Vec<&str> = codes.split('"').skip(1).step_by(2).collect();
-    assert!(codes.len() >= 10, "{codes:?}");
-    for code in codes {
-        assert!(explained.contains(&code), "docs/operations.md has no row for {code}");
+    for (file, function, count) in [("refusal.rs", "fn code(self)", 17), ("outcome.rs", "fn text(self)", 12)]
+    {
+        let source = read(&format!("fleet/src/renew/{file}"));
+        let words = source.split(function).nth(1).unwrap().split("fn ").next().unwrap();
+        let words: Vec<&str> = words.split('"').skip(1).step_by(2).collect();
+        assert!(words.len() >= count, "{words:?}");
+        for word in words.iter().filter(|word| **word != "refused") {
+            assert!(explained.contains(word), "docs/operations.md has no row for {word}");
+        }
     }
 }
 
