@@ -20,6 +20,8 @@ pub(crate) mod renewer;
 mod targets;
 
 #[cfg(test)]
+mod belief_tests;
+#[cfg(test)]
 mod both_ends_tests;
 #[cfg(test)]
 mod forgery_tests;

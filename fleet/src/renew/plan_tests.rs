@@ -54,7 +54,7 @@ pub(super) fn public(seed: u8) -> SealingPublicKey {
     SealingPublicKey([seed; 32])
 }
 
-fn believed(seed: u8, sequence: u64) -> Seen {
+pub(super) fn believed(seed: u8, sequence: u64) -> Seen {
     Seen::Believed(Believed { seal_to: public(seed), sequence })
 }
 

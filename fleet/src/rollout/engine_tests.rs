@@ -99,12 +99,11 @@ fn an_end_without_a_proof_is_never_counted_as_done() {
 
 #[test]
 fn what_time_alone_can_mend_is_tried_again_and_what_a_person_must_judge_is_not() {
-    let may_retry = |refusal| match translate(&request(None), Err(Stop::Refused(refusal)), &trace(2)) {
-        SlotResult::Refused { may_retry, code, .. } => {
-            assert_eq!(code, refusal.code());
-            may_retry
-        }
-        other => panic!("{refusal:?}: {other:?}"),
+    let may_retry = |refusal: Refusal| {
+        let result = translate(&request(None), Err(Stop::Refused(refusal)), &trace(2));
+        let SlotResult::Refused { may_retry, code, .. } = result else { panic!("{refusal:?}: {result:?}") };
+        assert_eq!(code, refusal.code());
+        may_retry
     };
     for refusal in [Refusal::NotConnected, Refusal::ActiveUnknown, Refusal::Duel, Refusal::ProofFails] {
         assert!(may_retry(refusal), "{refusal:?}");

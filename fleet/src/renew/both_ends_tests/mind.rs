@@ -78,12 +78,15 @@ pub(super) enum Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct CanProve(u128);
 
+/// What is awaited, the sequence that was believed, and what can be proved.
+type Waits = (Awaited, Option<u8>, CanProve);
+
 pub(super) struct Mind {
     rules: Rules,
     decisions: HashMap<(Facts, Said), Decision>,
     answers: HashMap<(Awaited, Said), Answer>,
     forged_decisions: HashMap<(Facts, CanProve), Vec<(Said, Decision)>>,
-    forged_answers: HashMap<(Awaited, Option<u8>, CanProve), Vec<(Said, Answer)>>,
+    forged_answers: HashMap<Waits, Vec<(Said, Answer)>>,
 }
 
 /// The numbers that stand for what the operator compares.

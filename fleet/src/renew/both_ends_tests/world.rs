@@ -404,9 +404,11 @@ impl Physics {
                         Decision::Refuse | Decision::Settle => false,
                     };
                     let next = match decision {
-                        _ if wants_lease => Stage::WantsLease { keys, slot },
+                        Decision::Renew(_) if wants_lease => Stage::WantsLease { keys, slot },
                         Decision::Renew(_) if self.is_leased_by_other(&world, who) => Stage::Resting,
-                        _ => self.after_decision(&world, keys, slot, decision, false),
+                        Decision::Refuse | Decision::Settle | Decision::Renew(_) => {
+                            self.after_decision(&world, keys, slot, decision, false)
+                        }
                     };
                     push(event, world.with(who, next), Vec::new());
                 }
