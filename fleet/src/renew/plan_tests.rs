@@ -7,7 +7,7 @@ use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId};
 use twinkey_sas::Key;
 
 use super::belief::Trust;
-use super::plan::{Change, Facts, Form, Plan, Refusal, Request, Slots, Standing, plan};
+use super::plan::{Change, Facts, Form, Plan, Refusal, Request, Slots, Standing, idle_slot, plan};
 use crate::cli::KeyType;
 use crate::hub::KeyPair;
 
@@ -501,4 +501,125 @@ fn a_device_that_lives_on_the_slots_new_key_is_settled_and_not_refused() {
     assert_eq!(decide(Some(moved), standing, begun), settle(Some(7)));
     let unproved = Says { proof: None, ..moved };
     assert_eq!(decide(Some(unproved), None, begun), Plan::Refuse(Refusal::ProofMissing));
+}
+
+#[test]
+fn a_finished_renewal_is_settled_only_where_it_did_what_is_asked_now() {
+    let on = |slot: KeySlot| Says {
+        rotation: Some((7, Status::Committed)),
+        ..if slot == KeySlot::Primary { on_primary() } else { on_secondary() }
+    };
+    for (slot, key_type) in [(KeySlot::Primary, KeyType::Primary), (KeySlot::Secondary, KeyType::Secondary)] {
+        let of_slot = offer(7, slot == KeySlot::Primary, slot == KeySlot::Secondary);
+        let of_other = offer(7, slot == KeySlot::Secondary, slot == KeySlot::Primary);
+        let in_use = Plan::Refuse(Refusal::SlotInUse { slot });
+        assert_eq!(
+            decide(Some(on(slot)), of_slot, ask(key_type)),
+            Plan::Settle { rotation: Some(rotation(7)) }
+        );
+        // The offer was for the other slot.
+        assert_eq!(decide(Some(on(slot)), of_other, ask(key_type)), in_use);
+        // Nothing is to be handed over now.
+        let undelivered = Request { delivers: false, ..ask(key_type) };
+        assert_eq!(decide(Some(on(slot)), of_slot, undelivered), in_use);
+        // The device lives on the other slot all the same.
+        let handed = renew_on(slot.other(), Change::Nothing, Slots::One(slot));
+        assert_eq!(decide(Some(on(slot.other())), of_slot, ask(key_type)), handed);
+    }
+    let both = Plan::Refuse(Refusal::BothSlots);
+    assert_eq!(decide(Some(on(KeySlot::Primary)), offer(7, true, true), ask(KeyType::Both)), both);
+    let swap = renew_on(KeySlot::Secondary, Change::Swap, Slots::Both);
+    assert_eq!(decide(Some(on(KeySlot::Secondary)), offer(7, false, true), ask(KeyType::Swap)), swap);
+}
+
+#[test]
+fn a_slot_with_its_new_key_is_settled_only_when_the_device_lives_there_and_keys_are_delivered() {
+    let begun = Request { replaces: Some(Fingerprint::of(&key(9))), ..ask(KeyType::Secondary) };
+    let committed = Some((7, Status::Committed));
+    let elsewhere = Says { rotation: committed, ..on_primary() };
+    let handed = renew(Change::Nothing, Slots::One(KeySlot::Secondary));
+    assert_eq!(decide(Some(elsewhere), None, begun), handed);
+    let moved = Says { rotation: committed, ..on_secondary() };
+    let undelivered = Request { delivers: false, ..begun };
+    let in_use = Plan::Refuse(Refusal::SlotInUse { slot: KeySlot::Secondary });
+    assert_eq!(decide(Some(moved), None, undelivered), in_use);
+}
+
+#[test]
+fn where_no_agent_reports_that_is_said_before_that_the_device_is_not_connected() {
+    let (keys, identity) = (registry(), identity());
+    let facts = Facts { is_connected: false, ..facts(&identity, &keys, None, Seen::Nothing, None) };
+    assert_eq!(plan(&facts, ask(KeyType::Secondary)), Plan::Refuse(Refusal::NoAgent));
+}
+
+#[test]
+fn a_key_that_can_be_sealed_to_nobody_is_not_made() {
+    let unknown = Plan::Refuse(Refusal::SealUnknown);
+    let no_seal = Says { seal: None, ..on_primary() };
+    assert_eq!(decide(Some(no_seal), None, ask(KeyType::Secondary)), unknown);
+    let trust = Trust { trusts_report: false, is_incident: true };
+    let incident = Request { trust, ..ask(KeyType::Secondary) };
+    assert_eq!(decide(Some(on_primary()), None, incident), unknown);
+    // Without delivery nothing is sealed.
+    let undelivered = Request { delivers: false, ..ask(KeyType::Secondary) };
+    let made = renew(Change::Regenerate(KeySlot::Secondary), Slots::None);
+    assert_eq!(decide(Some(no_seal), None, undelivered), made);
+}
+
+#[test]
+fn a_swap_that_stands_in_the_twin_is_not_made_again_and_equal_keys_are_not_taken_for_swapped() {
+    let nothing = renew(Change::Nothing, Slots::Both);
+    assert_eq!(decide(Some(on_primary()), offer(7, true, true), ask(KeyType::Swap)), nothing);
+    let undelivered = Request { delivers: false, ..ask(KeyType::Swap) };
+    let crossed =
+        Says { active: Some(KeySlot::Secondary), primary: Some(2), secondary: Some(1), ..on_primary() };
+    assert_eq!(decide(Some(crossed), None, undelivered), renew(Change::Swap, Slots::None));
+    let (keys, identity) = (KeyPair { primary: key(1), secondary: key(1) }, identity());
+    let report = Says { secondary: Some(1), ..on_primary() }.report();
+    let facts = facts(&identity, &keys, Some(&report), Seen::Nothing, None);
+    assert_eq!(plan(&facts, ask(KeyType::Swap)), renew(Change::Swap, Slots::Both));
+}
+
+#[test]
+fn without_delivery_and_by_force_the_key_is_made_anew_and_not_handed_over() {
+    let undelivered = |is_forced| Request { is_forced, delivers: false, ..ask(KeyType::Secondary) };
+    let news = Says { secondary: Some(8), ..on_primary() };
+    let made = renew(Change::Regenerate(KeySlot::Secondary), Slots::None);
+    assert_eq!(decide(Some(news), None, undelivered(false)), made);
+    // The slot in use, though the other one's key has not arrived.
+    let forced = Request { is_forced: true, ..ask(KeyType::Primary) };
+    let Plan::Renew { change, .. } = decide(Some(news), None, forced) else { panic!("it is forced") };
+    assert_eq!(change, Change::Regenerate(KeySlot::Primary));
+    // The key that the device says it lives on is gone, and nothing is to be delivered.
+    let gone = Says { primary: Some(9), proof: Some(9), ..on_primary() };
+    let forced = Request { is_forced: true, delivers: false, ..ask(KeyType::Primary) };
+    let Plan::Renew { change, .. } = decide(Some(gone), None, forced) else { panic!("it is forced") };
+    assert_eq!(change, Change::Regenerate(KeySlot::Primary));
+}
+
+#[test]
+fn an_offer_is_authenticated_with_the_key_that_the_device_lives_on_or_can_come_back_with() {
+    let vouching = |says, request| match decide(Some(says), None, request) {
+        Plan::Renew { vouching, .. } => vouching,
+        Plan::Refuse(_) | Plan::Settle { .. } => panic!("it is renewed"),
+    };
+    assert_eq!(vouching(on_primary(), ask(KeyType::Swap)), KeySlot::Primary);
+    assert_eq!(vouching(on_secondary(), ask(KeyType::Swap)), KeySlot::Secondary);
+    let gone = Says { primary: Some(9), proof: Some(9), ..on_primary() };
+    let forced = Request { is_forced: true, ..ask(KeyType::Secondary) };
+    assert_eq!(vouching(gone, forced), KeySlot::Secondary);
+}
+
+#[test]
+fn the_first_slot_in_turn_is_the_one_that_the_device_does_not_need() {
+    let (keys, identity) = (registry(), identity());
+    let first = |says: Says| {
+        let report = says.report();
+        idle_slot(&facts(&identity, &keys, Some(&report), Seen::Nothing, None), Trust::default())
+    };
+    assert_eq!(first(on_primary()), KeySlot::Secondary);
+    assert_eq!(first(on_secondary()), KeySlot::Primary);
+    // Its way back is the secondary key.
+    assert_eq!(first(Says { primary: Some(9), proof: Some(9), ..on_primary() }), KeySlot::Primary);
+    assert_eq!(first(Says { proof: None, ..on_secondary() }), KeySlot::Secondary);
 }

@@ -69,6 +69,12 @@ fn a_slot_with_a_new_key_on_which_the_device_lives_is_done() {
 }
 
 #[test]
+fn where_neither_the_former_key_nor_the_present_one_is_known_nothing_is_taken_for_unchanged() {
+    let result = translate(&request(None), Ok(Ending::Settled), &Trace::default());
+    assert!(matches!(result, SlotResult::Done { .. }), "{result:?}");
+}
+
+#[test]
 fn a_key_that_was_only_handed_over_is_no_new_one() {
     for replaces in [None, Some(2)] {
         let result = ended(Ending::Delivered, replaces, 3);
