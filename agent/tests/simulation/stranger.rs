@@ -33,7 +33,9 @@ pub(crate) fn offers(w: &mut Inner, sealing_key: &SealingKey, opens: bool) {
     keys[slot] = Some(key);
     let (primary, secondary) = if slot == 0 { (offered, None) } else { (None, offered) };
     let mut offer = Offer { rotation, primary, secondary, auth: None };
-    let voucher = match w.rng.below(3) {
+    // A flood is of the kind that the agent can do least against.
+    let is_taken = !opens && w.traits.allows_unauthenticated;
+    let voucher = match if is_taken { 0 } else { w.rng.below(3) } {
         0 => {
             w.tally.count(Seen::StrangerWithoutAuth);
             Voucher::Nobody
