@@ -432,8 +432,9 @@ pub(crate) struct RenewArgs {
     #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name)]
     pub(crate) trust_report: Vec<String>,
     /// A key of these (DEVICE or DEVICE/MODULE) is known to others: renew although somebody else connects as the device. Keys
-    /// are sealed to the public key that was believed before, and to no other.
-    #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name, conflicts_with = "trust_report")]
+    /// are sealed to the public key that was believed before, and to no other. With --trust-report, the report's sequence may be
+    /// lower than the one that was believed.
+    #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name)]
     pub(crate) incident: Vec<String>,
     /// Do not have each device answer a challenge first. That saves one operation for each device. But then somebody who holds a
     /// device's connection can repeat an old report of it, and have the key in use renewed. Devices that --trust-report names

@@ -543,7 +543,7 @@ fn a_device_in_a_duel_is_renewed_in_an_incident_only_and_sealed_to_what_was_beli
     assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("seal-unknown")), "{stderr}");
     hub.device("d1", |d| {
         let seal_to = d.agent().sealing.as_ref().map(|key| key.public().to_string());
-        d.tags = serde_json::json!({"keyRenewal": {"sealTo": seal_to, "sequence": 9}});
+        d.tags = serde_json::json!({"keyRenewal": {"sealTo": seal_to, "sequence": 1}});
     });
     let (output, json, stderr) = renew(&hub, &incident);
     assert_eq!((exit(&output), json[0]["outcome"].as_str()), (0, Some("renewed")), "{stderr}");

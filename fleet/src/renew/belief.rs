@@ -18,9 +18,17 @@ use crate::hub::KeyPair;
 pub(crate) struct Trust {
     /// The agent was set up anew, or restored from an old image: its report is believed if only its proof is right.
     pub(crate) trusts_report: bool,
-    /// A key has leaked. The device is renewed although somebody else connects as it and repeats old reports, as soon as a
-    /// report stands in the twin that names the public key that was believed before. Keys are sealed to that one.
+    /// A key has leaked. The device is renewed although somebody else connects as it, as soon as a report stands in the twin
+    /// that names the public key that was believed before. Keys are sealed to that one. Together with `trusts_report`, the
+    /// sequence may be lower: a thief with the key can have had a higher one believed.
     pub(crate) is_incident: bool,
+}
+
+impl Trust {
+    /// Whether a person has said that the agent has another public key now. Not in an incident: a thief would have one, too.
+    const fn takes_another_seal(self) -> bool {
+        self.trusts_report && !self.is_incident
+    }
 }
 
 /// A report that may be acted on. There is no other way to make one than [`believe`].
@@ -61,10 +69,10 @@ pub(crate) fn believe<'a>(
             (report.seal_to == Some(before.seal_to), report.sequence >= before.sequence)
         }
     };
-    if !is_same_seal && !trust.trusts_report {
+    if !is_same_seal && !trust.takes_another_seal() {
         return Err(Refusal::SealChanged);
     }
-    if !is_newer && !trust.trusts_report && !trust.is_incident {
+    if !is_newer && !trust.trusts_report {
         return Err(Refusal::ReportOld);
     }
     if report.reason == Some(Reason::Duel) && !trust.is_incident {
@@ -120,10 +128,10 @@ pub(crate) fn seal_target(believed: Believed<'_>, seen: Seen, trust: Trust) -> O
     let reported = believed.report.seal_to;
     match seen {
         Seen::Believed(before) => {
-            reported.filter(|seal_to| trust.trusts_report || *seal_to == before.seal_to)
+            reported.filter(|seal_to| trust.takes_another_seal() || *seal_to == before.seal_to)
         }
         Seen::Nothing => reported.filter(|_| !trust.is_incident),
-        Seen::Unreadable => reported.filter(|_| trust.trusts_report),
+        Seen::Unreadable => reported.filter(|_| trust.takes_another_seal()),
     }
 }
 

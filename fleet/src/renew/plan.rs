@@ -271,8 +271,8 @@ fn change_slot(
     let is_undelivered = spare.is_some_and(|spare| spare.fingerprint != facts.keys.fingerprint(slot));
     let is_offered = facts.standing.is_some_and(|standing| standing.covers(slot));
     // In an incident every key of before has to go, and a thief with the key can prove that a key is not there.
-    let may_be_finished = request.delivers && !request.trust.is_incident;
-    let is_unfinished = may_be_finished && lives_in_other && (is_undelivered || is_offered);
+    let is_undelivered = is_undelivered && !request.trust.is_incident;
+    let is_unfinished = request.delivers && lives_in_other && (is_undelivered || is_offered);
     (if is_unfinished { Change::Nothing } else { regenerate }, offer)
 }
 

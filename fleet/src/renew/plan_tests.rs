@@ -513,10 +513,7 @@ fn a_finished_renewal_is_settled_only_where_it_did_what_is_asked_now() {
         let of_slot = offer(7, slot == KeySlot::Primary, slot == KeySlot::Secondary);
         let of_other = offer(7, slot == KeySlot::Secondary, slot == KeySlot::Primary);
         let in_use = Plan::Refuse(Refusal::SlotInUse { slot });
-        assert_eq!(
-            decide(Some(on(slot)), of_slot, ask(key_type)),
-            Plan::Settle { rotation: Some(rotation(7)) }
-        );
+        assert_eq!(decide(Some(on(slot)), of_slot, ask(key_type)), settle(Some(7)));
         // The offer was for the other slot.
         assert_eq!(decide(Some(on(slot)), of_other, ask(key_type)), in_use);
         // Nothing is to be handed over now.
@@ -598,16 +595,13 @@ fn without_delivery_and_by_force_the_key_is_made_anew_and_not_handed_over() {
 }
 
 #[test]
-fn an_offer_is_authenticated_with_the_key_that_the_device_lives_on_or_can_come_back_with() {
+fn an_offer_is_authenticated_with_the_key_that_the_device_lives_on() {
     let vouching = |says, request| match decide(Some(says), None, request) {
         Plan::Renew { vouching, .. } => vouching,
         Plan::Refuse(_) | Plan::Settle { .. } => panic!("it is renewed"),
     };
     assert_eq!(vouching(on_primary(), ask(KeyType::Swap)), KeySlot::Primary);
     assert_eq!(vouching(on_secondary(), ask(KeyType::Swap)), KeySlot::Secondary);
-    let gone = Says { primary: Some(9), proof: Some(9), ..on_primary() };
-    let forced = Request { is_forced: true, ..ask(KeyType::Secondary) };
-    assert_eq!(vouching(gone, forced), KeySlot::Secondary);
 }
 
 #[test]
@@ -622,4 +616,18 @@ fn the_first_slot_in_turn_is_the_one_that_the_device_does_not_need() {
     // Its way back is the secondary key.
     assert_eq!(first(Says { primary: Some(9), proof: Some(9), ..on_primary() }), KeySlot::Primary);
     assert_eq!(first(Says { proof: None, ..on_secondary() }), KeySlot::Secondary);
+}
+
+#[test]
+fn in_an_incident_a_key_of_before_is_renewed_though_a_thief_proves_that_the_device_lacks_it() {
+    let says = Says { secondary: Some(8), ..on_primary() };
+    let trust = Trust { trusts_report: false, is_incident: true };
+    let request = Request { trust, ..ask(KeyType::Secondary) };
+    let plan = |standing| match decide_after(believed(AGENT, 1), Some(says), standing, request) {
+        Plan::Renew { change, .. } => change,
+        Plan::Refuse(_) | Plan::Settle { .. } => panic!("it is renewed"),
+    };
+    assert_eq!(plan(None), Change::Regenerate(KeySlot::Secondary));
+    // What an operator has offered already is not made once more: the device may just be moving to it.
+    assert_eq!(plan(offer(7, false, true)), Change::Nothing);
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use twinkey_contract::KeySlot;
 use twinkey_contract::report::Status;
+use twinkey_contract::tags;
 
 use super::words::{
     HIGH_SEQUENCE, KeyNo, Pair, Proof, RotationNo, STRANGE, STRANGE_ROTATION, Said, Seal, Stands, Tags,
@@ -39,7 +40,10 @@ pub(super) struct Facts {
 pub(super) enum Decision {
     Refuse,
     /// Erases the offer that stands.
-    Settle,
+    Settle {
+        /// What goes into the tags with that.
+        remembers: Option<(Seal, u8)>,
+    },
     Renew(Renewal),
 }
 
@@ -312,7 +316,7 @@ fn present_decision(facts: Facts, said: Said) -> Decision {
     };
     match plan(&seen, request) {
         Plan::Refuse(_) => Decision::Refuse,
-        Plan::Settle { .. } => Decision::Settle,
+        Plan::Settle { rotation: _, remembers } => Decision::Settle { remembers: in_tags(remembers) },
         Plan::Renew { change, offer, form, vouching, remembers, in_spite_of } => {
             assert_eq!(in_spite_of, None, "nobody forces anything here");
             Decision::Renew(Renewal {
@@ -328,11 +332,14 @@ fn present_decision(facts: Facts, said: Said) -> Decision {
                     Some(Form::Plain) | None => panic!("every key is sealed here"),
                 },
                 vouching,
-                remembers: remembers
-                    .map(|believed| (seal_of(believed.seal_to), u8::try_from(believed.sequence).unwrap())),
+                remembers: in_tags(remembers),
             })
         }
     }
+}
+
+fn in_tags(remembers: Option<tags::Believed>) -> Option<(Seal, u8)> {
+    remembers.map(|believed| (seal_of(believed.seal_to), u8::try_from(believed.sequence).unwrap()))
 }
 
 fn present_answer(awaited: Awaited, said: Said) -> Answer {
@@ -374,7 +381,7 @@ fn former_decision(facts: Facts, said: Said) -> Decision {
             && is_committed_formerly(said, standing.rotation, keys)
     });
     if is_finished {
-        return Decision::Settle;
+        return Decision::Settle { remembers: None };
     }
     let (Some(active), Some(lives_on)) = (said.active, said.active_key()) else { return Decision::Refuse };
     let spare = said.held(active.other());

@@ -401,12 +401,12 @@ impl Physics {
                     let event = Event::Decides(no, said, decision);
                     let wants_lease = match decision {
                         Decision::Renew(renewal) => self.story.keys_by_hub && renewal.makes.is_some(),
-                        Decision::Refuse | Decision::Settle => false,
+                        Decision::Refuse | Decision::Settle { .. } => false,
                     };
                     let next = match decision {
                         Decision::Renew(_) if wants_lease => Stage::WantsLease { keys, slot },
                         Decision::Renew(_) if self.is_leased_by_other(&world, who) => Stage::Resting,
-                        Decision::Refuse | Decision::Settle | Decision::Renew(_) => {
+                        Decision::Refuse | Decision::Settle { .. } | Decision::Renew(_) => {
                             self.after_decision(&world, keys, slot, decision, false)
                         }
                     };
@@ -542,7 +542,10 @@ impl Physics {
     ) -> Stage {
         match decision {
             Decision::Refuse => Stage::Resting,
-            Decision::Settle => Stage::Clearing { rotation: world.standing, believed: None },
+            Decision::Settle { remembers } => Stage::Clearing {
+                rotation: world.standing,
+                believed: remembers.map(|(seal, sequence)| (seal.into(), sequence)),
+            },
             Decision::Renew(renewal) => {
                 Stage::Changing { keys, slot, renewal: self.renewal_no(renewal), is_leased }
             }
