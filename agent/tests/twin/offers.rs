@@ -110,6 +110,15 @@ fn keys_that_are_offered_retired_brought_or_foreign_vouch_for_nothing() {
 }
 
 #[test]
+fn key_that_was_only_offered_vouches_for_nothing_where_its_slot_holds_none() {
+    let mut key_ring = key_ring();
+    key_ring.ring.slots.secondary.held = None;
+    assert_eq!(read_by(&mut key_ring, &twin_of(&offer(Some(3))), &STRICT), unauthenticated());
+    assert_eq!(read_by(&mut key_ring, &twin_of(&offer(Some(2))), &STRICT), unauthenticated());
+    assert_eq!(read_by(&mut key_ring, &twin_of(&offer(Some(1))), &STRICT), taken());
+}
+
+#[test]
 fn offer_without_authentication_is_taken_only_where_the_configuration_allows_it() {
     let null = twin_of(&offer(None));
     let mut missing = null.clone();
@@ -193,7 +202,9 @@ fn offer_that_was_taken_up_stays_good_after_the_key_that_vouched_for_it_has_gone
         Offer { secondary: Some(sealed(10, &identity, KeySlot::Secondary, taken_up_id())), ..offer(Some(1)) };
     let both =
         Offer { primary: Some(sealed(10, &identity, KeySlot::Primary, taken_up_id())), ..offer(Some(1)) };
-    for offer in [other_key, both] {
+    let closed =
+        Offer { secondary: Some(sealed(10, &identity, KeySlot::Primary, taken_up_id())), ..offer(Some(1)) };
+    for offer in [other_key, both, closed] {
         assert_eq!(read_by(&mut key_ring, &twin_of(&offer), &STRICT).0, unauthenticated().0);
         assert!(key_ring.key(name_of(&key_of(10))).is_none());
     }
