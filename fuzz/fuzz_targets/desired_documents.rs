@@ -1,5 +1,6 @@
 //! Any bytes as a twin document: read, opened, taken up by the machine. Nothing panics, no key that works is lost, and
-//! the same document again changes nothing. Where the configuration demands authentication, no bytes make an offer.
+//! the same document again changes nothing. Where the configuration demands authentication, no
+//! bytes make an offer.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

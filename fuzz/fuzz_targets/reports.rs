@@ -1,6 +1,7 @@
-//! Any bytes as a twin's reported properties. Reading, verifying and answering never panic, a report that was read is
-//! written and read again as the same, and no proof in it was made with a key that the bytes don't know. A report that is
-//! proved anew fits its own key and device, and nothing that differs from it.
+//! Any bytes as a twin's reported properties. Reading, verifying and answering never panic, a
+//! report that was read is written and read again as the same, and no proof in it was made with a
+//! key that the bytes don't know. A report that is proved anew fits its own key and device, and
+//! nothing that differs from it.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

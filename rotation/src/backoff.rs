@@ -59,7 +59,8 @@ impl Policy {
     };
 
     /// The most offers that are taken up in any hour, whoever makes them and whatever their rotations are, but for those whose
-    /// key the hub accepts. Each costs at most three writes: one that takes it up, and one for the end of each slot's trial.
+    /// key the hub accepts. Each costs at most three writes: one that takes it up, and one for the
+    /// end of each slot's trial.
     pub const fn offers_per_hour_max(&self) -> u64 {
         let Some(more) = 3_600_000_u64.checked_div(self.offer_interval_ms) else {
             return u64::MAX;

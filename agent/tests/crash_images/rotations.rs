@@ -1,6 +1,6 @@
 //! A device whose keys are renewed: the real state machine and key ring over the modelled disk, a hub that knows two
-//! keys, an operator who makes a new key only after the device has proved the one before, and somebody who writes false
-//! offers.
+//! keys, an operator who makes a new key only after the device has proved the one before, and
+//! somebody who writes false offers.
 
 use std::collections::BTreeSet;
 

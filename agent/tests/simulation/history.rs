@@ -555,13 +555,15 @@ impl Director {
         let policy = self.config().policy();
         // An offer that is more than the budget allows waits for its turn.
         let turn = Duration::from_millis(policy.offer_interval_ms);
-        // Where each attempt ends the connection that stands, a candidate is tried when the token is renewed.
+        // Where each attempt ends the connection that stands, a candidate is tried when the token
+        // is renewed.
         let renewals = |count: u32| {
             let after = Duration::from_millis(policy.renew_after_ms);
             if policy.is_single_connection { count * after } else { Duration::ZERO }
         };
-        // Two candidates with a window each, the longest waits between attempts and writes, answers that never come. A
-        // candidate that is rejected takes a renewal to be refused at, and one for its control.
+        // Two candidates with a window each, the longest waits between attempts and writes, answers
+        // that never come. A candidate that is rejected takes a renewal to be refused at, and one
+        // for its control.
         let bound = 2 * window + turn + renewals(5) + Duration::from_secs(7_200);
         if !self.until("rest", bound, |w| w.unrest()).await {
             return;

@@ -1,4 +1,5 @@
-//! Somebody who may write twins, and holds no key of the device. The public key to seal to stands in the twin.
+//! Somebody who may write twins, and holds no key of the device. The public key to seal to stands
+//! in the twin.
 
 use serde_json::Value;
 use twinkey_contract::offer::{Offer, OfferedKey};
@@ -17,8 +18,8 @@ pub(crate) fn writes(w: &mut Inner, sealing_key: &SealingKey) {
     }
 }
 
-/// A key of the stranger's own, which no registry has. Sealing takes its time, so not every offer in a flood that the agent
-/// must refuse has a key that would open.
+/// A key of the stranger's own, which no registry has. Sealing takes its time, so not every offer
+/// in a flood that the agent must refuse has a key that would open.
 pub(crate) fn offers(w: &mut Inner, sealing_key: &SealingKey, opens: bool) {
     let rotation = fresh_rotation(w);
     let slot = w.rng.below(2) as usize;

@@ -102,7 +102,8 @@ pub struct Hub {
     pub acknowledges_late: Arc<Mutex<bool>>,
     /// Whether what the agent reports changes the twin.
     pub takes_reports: Arc<Mutex<bool>>,
-    /// Calls of direct methods that are under way, and who waits for the status and the body of the answer.
+    /// Calls of direct methods that are under way, and who waits for the status and the body of the
+    /// answer.
     pub methods: Arc<Mutex<Methods>>,
     is_method_called: Arc<Notify>,
 }
@@ -495,7 +496,8 @@ pub fn registration() -> Registration {
     }
 }
 
-/// The desired properties with an offer of key `key` for `slot`, sealed to the agent and authenticated with key `vouching`.
+/// The desired properties with an offer of key `key` for `slot`, sealed to the agent and
+/// authenticated with key `vouching`.
 pub fn offer(slot: contract::KeySlot, key: u8, vouching: u8) -> Value {
     offer_as("0198f3c2-7d1e-7aaa-9a51-0a1b2c3d4e5f".parse().unwrap(), slot, key, vouching)
 }

@@ -113,8 +113,8 @@ async fn agent_whose_key_no_hub_was_seen_to_accept_proves_nothing() {
     *hub.answer.lock().unwrap() = Answer::Judge(1);
     *hub.is_reachable.lock().unwrap() = false;
     let agent = Agent::start(&hub, "");
-    // The acceptance never reaches the disk, and what is not on disk is not reported: in the place of the file that each
-    // write begins with stands a directory.
+    // The acceptance never reaches the disk, and what is not on disk is not reported: in the place
+    // of the file that each write begins with stands a directory.
     std::fs::create_dir(agent.state_directory().join("key-ring.new")).unwrap();
     *hub.is_reachable.lock().unwrap() = true;
     agent.until("a connection", is_connected).await;

@@ -288,7 +288,8 @@ fn offer_with_any_field_missing_null_or_of_another_kind_is_refused_and_teaches_n
             assert!(of_auth || reason == Reason::Malformed, "{place}: {reason:?}");
         }
     }
-    // The slot that is not offered, and fields that nobody knows: over all but the latter the authentication was made.
+    // The slot that is not offered, and fields that nobody knows: over all but the latter the
+    // authentication was made.
     for value in wrong_values() {
         let mut twin = genuine.clone();
         twin["desired"]["keyRenewal"]["primary"] = value.clone();

@@ -1,10 +1,12 @@
-//! Who vouches for an offer, which keys came in by one, and how much the agent does in an hour for all of them together.
+//! Who vouches for an offer, which keys came in by one, and how much the agent does in an hour for
+//! all of them together.
 
 use super::*;
 
 /// The documented limits count in hours.
 const HOUR_MS: u64 = 3_600_000;
-/// Longest time between the hub's answer to a GET and the moment when the agent reads it, in milliseconds.
+/// Longest time between the hub's answer to a GET and the moment when the agent reads it, in
+/// milliseconds.
 const READ_WITHIN_MS: u64 = 120_000;
 
 /// What an offer's authentication was made with.
@@ -74,7 +76,8 @@ impl Inner {
         self.last_hour.causes.push((now_ms, cause));
     }
 
-    /// The key is one that the agent may have: from its first key ring, a person, or an offer that it had to believe.
+    /// The key is one that the agent may have: from its first key ring, a person, or an offer that
+    /// it had to believe.
     pub(crate) fn came_in(&mut self, key: KeyId) {
         self.keys[key].has_come_in = true;
     }
@@ -93,7 +96,8 @@ impl Inner {
         }
     }
 
-    /// The agent has heard that `key` is accepted, so it vouches also for what was shown just before.
+    /// The agent has heard that `key` is accepted, so it vouches also for what was shown just
+    /// before.
     pub(super) fn key_vouches(&mut self, key: KeyId) {
         self.heard_by_process.insert(key);
         let earliest_ms = self.now_ms().saturating_sub(READ_WITHIN_MS);
@@ -147,7 +151,8 @@ impl Inner {
         });
     }
 
-    /// The disk says something new: what stands there came from somebody who may offer, and not from too many offers.
+    /// The disk says something new: what stands there came from somebody who may offer, and not
+    /// from too many offers.
     pub(super) fn check_provenance(&mut self) {
         for facts in self.facts.clone() {
             let foreign = facts
