@@ -771,6 +771,25 @@ fn what_the_twin_says_when_the_lease_is_taken_decides() {
 }
 
 #[test]
+fn a_key_that_another_operator_had_made_before_the_lease_is_handed_over_and_not_renewed_again() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    // Between reading and lease. The device takes it up in a moment, and may live on it then.
+    hub.answer_first(
+        "PATCH",
+        Canned::Meanwhile(|state| {
+            let device = state.devices.get_mut("d1").unwrap();
+            device.keys.insert(KeySlot::Secondary, key(77));
+            device.etag += 1000;
+        }),
+    );
+    let (output, json, stderr) = renew_by_service(&hub, &["--key-type", "secondary", "--yes"]);
+    assert_eq!(exit(&output), 0, "{stderr}");
+    assert_eq!(json[0]["outcome"].as_str(), Some("delivered"));
+    assert_eq!(hub.count(ORDER), 0);
+    hub.device("d1", |d| assert_eq!(d.keys[&KeySlot::Secondary], key(77)));
+}
+
+#[test]
 fn another_operators_lease_stops_every_run_and_a_lease_that_has_ended_none() {
     let somebody = "00112233445566778899aabbccddeeff";
     let is_ended = [(-1, 0), (-86_400 * 365, 0)];

@@ -80,6 +80,9 @@ pub(crate) struct Twin {
     #[serde(default)]
     pub(crate) module_id: Option<String>,
     pub(crate) etag: String,
+    /// The identity's etag: another one after each change of its keys. Not every twin shows it.
+    #[serde(default)]
+    pub(crate) device_etag: Option<String>,
     /// The device's; modules have none.
     #[serde(default)]
     pub(crate) status: Option<String>,

@@ -401,6 +401,12 @@ async fn prepare(
         let (twin, lease) = lease::take(&renewer.hub, id, known.twin, &renewer.own, &Map::new()).await?;
         hold.lease = Some(lease);
         (known.twin, known.is_fresh, known.is_witnessed) = (twin, true, false);
+        // Between the reading of the identity and the lease, another run can have had a key made that the device uses now.
+        if known.device.etag.is_none() || known.device.etag != known.twin.device_etag {
+            known.device = renewer.hub.device(id).await?;
+            known.keys = readable_keys(&known.device)?;
+            trace.before = Some(known.keys.clone());
+        }
         decision = decide(job, &known, watch);
     } else if matches!(decision.plan, Plan::Renew { .. }) {
         lease::check(&renewer.hub, id, &known.twin, &renewer.own)?;

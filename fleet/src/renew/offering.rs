@@ -89,11 +89,11 @@ pub(crate) async fn put_offer(
     offer.authenticate(vouching, identity);
     // It may hold keys: moved into place, for `json!` would leave copies behind.
     let desired = Map::from_iter([("desired".to_owned(), offer.to_patch())]);
-    let patch = Map::from_iter([("properties".to_owned(), Value::Object(desired))]);
-    let mut patch = Wiped::from(Value::Object(patch));
+    let mut patch = Map::from_iter([("properties".to_owned(), Value::Object(desired))]);
     if let Some(believed) = remembers {
-        patch["tags"] = json!({"keyRenewal": believed.to_tags()});
+        patch.insert("tags".to_owned(), json!({"keyRenewal": believed.to_tags()}));
     }
+    let patch = Wiped::from(Value::Object(patch));
     hub.patch_twin(identity, &patch, None).await?;
     Ok(rotation)
 }

@@ -473,7 +473,7 @@ impl Device {
     fn twin(&self, id: &str) -> Value {
         let identity = Identity::new(id, None).unwrap();
         let reported = self.agent.as_ref().map_or(json!({}), |agent| agent.report(&identity));
-        json!({"deviceId": id, "etag": self.twin_etag.to_string(), "tags": self.tags,
+        json!({"deviceId": id, "etag": self.twin_etag.to_string(), "deviceEtag": self.etag.to_string(), "tags": self.tags,
             "connectionState": if self.is_connected { "Connected" } else { "Disconnected" }, "properties": {"desired": self.desired, "reported": reported}})
     }
 }

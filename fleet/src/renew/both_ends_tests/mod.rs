@@ -36,7 +36,6 @@ fn story(name: &'static str, party: Party) -> Story {
         losses_max: 1,
         may_be_done_by_hand: false,
         may_break_lease: false,
-        reads_registry_under_lease: false,
     }
 }
 
@@ -163,17 +162,10 @@ fn two_operators_take_no_key_in_use() {
     assert_eq!(search(two_operators("two operators", Party::Nobody), ALL), None);
 }
 
-/// The registry is read before the lease is taken, and another run may hand over a key in the meantime without a lease.
 #[test]
-fn two_operators_of_which_one_crashes_leave_the_device_a_key() {
-    let story = Story { crashes_max: 1, ..two_operators("two operators and a crash", Party::Nobody) };
-    assert_eq!(search(story, WORST), None);
-}
-
-#[test]
-fn operators_that_see_the_registry_under_their_lease_take_no_key_in_use_whichever_crashes() {
+fn two_operators_take_no_key_in_use_whichever_crashes() {
     let story = Story { crashes_max: 2, ..two_operators("two operators, crashes", Party::Nobody) };
-    assert_eq!(search(Story { reads_registry_under_lease: true, ..story }, ALL), None);
+    assert_eq!(search(story, ALL), None);
 }
 
 #[test]

@@ -52,8 +52,6 @@ pub(super) struct Story {
     pub(super) may_be_done_by_hand: bool,
     /// Whether the party may also erase an operator's lease.
     pub(super) may_break_lease: bool,
-    /// Whether an operator sees under its lease what the registry has.
-    pub(super) reads_registry_under_lease: bool,
 }
 
 /// How far an operator is with one slot.
@@ -67,7 +65,6 @@ enum Stage {
     },
     /// It is about to take the lease.
     WantsLease {
-        keys: [KeyNo; 2],
         slot: KeySlot,
     },
     /// It is about to change the registry.
@@ -404,7 +401,7 @@ impl Physics {
                         Decision::Refuse | Decision::Settle { .. } => false,
                     };
                     let next = match decision {
-                        Decision::Renew(_) if wants_lease => Stage::WantsLease { keys, slot },
+                        Decision::Renew(_) if wants_lease => Stage::WantsLease { slot },
                         Decision::Renew(_) if self.is_leased_by_other(&world, who) => Stage::Resting,
                         Decision::Refuse | Decision::Settle { .. } | Decision::Renew(_) => {
                             self.after_decision(&world, keys, slot, decision, false)
@@ -413,16 +410,14 @@ impl Physics {
                     push(event, world.with(who, next), Vec::new());
                 }
             }
-            Stage::WantsLease { keys, slot } => {
+            // The twin that the lease's answer brings shows that the identity has changed: then it is read again.
+            Stage::WantsLease { slot } => {
                 if self.is_leased_by_other(world, who) {
                     let event = Event::TakesLease(no, None, Decision::Refuse);
                     push(event, world.with(who, Stage::Resting), Vec::new());
                     return;
                 }
-                let keys = match self.story.reads_registry_under_lease {
-                    true => [world.registry.primary, world.registry.secondary],
-                    false => keys,
-                };
+                let keys = [world.registry.primary, world.registry.secondary];
                 for (said, tags, decision) in self.decisions(world, keys, slot) {
                     let mut world = World { lease: Some(no), tags, ..*world };
                     if decision == Decision::Refuse {
