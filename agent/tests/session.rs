@@ -337,7 +337,7 @@ async fn pour(session: &mut Session, hub: &mut Wire<DuplexStream>, packet: Packe
     let mut saying = std::pin::pin!(say(hub, packet));
     loop {
         tokio::select! {
-            () = &mut saying => return event.expect("the session has heard it"),
+            () = &mut saying => return event.unwrap(),
             received = session.next() => {
                 event = Some(session.absorb(received.unwrap(), Instant::now()).unwrap());
             }
