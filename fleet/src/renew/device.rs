@@ -531,7 +531,7 @@ pub(super) async fn clear(
         if (hold.lease.is_some() || erases) && lease::may_be_cleared(hub, &twin, own) {
             tags.insert("lease".to_owned(), Value::Null);
         }
-        if let Some(believed) = hold.believed {
+        if let Some(believed) = still_to_remember(&twin, hold) {
             tags.extend(believed.to_tags());
         }
         if let Some(mark) = mark {
@@ -560,6 +560,12 @@ pub(super) async fn clear(
     }
     Err(Failure::failed(format!("the offer still stands in the twin of {id}, which changes all the time"))
         .next("run the same command again: it erases the offer and nothing else"))
+}
+
+/// What the tags are to say of the device. Another run's offer has put there what that one believes, and this may be older.
+fn still_to_remember(twin: &Twin, hold: Hold) -> Option<tags::Believed> {
+    let is_anothers = |offer: Offer| Some(offer.rotation) != hold.offer;
+    hold.believed.filter(|_| !twin.offer().ok().flatten().is_some_and(is_anothers))
 }
 
 /// Whether the offer of `rotation` stands in the twin.
@@ -597,6 +603,7 @@ pub(crate) fn standing(twin: &Twin, keys: &KeyPair) -> Option<Standing> {
 mod tests {
     use super::*;
     use twinkey_contract::offer::OfferedKey;
+    use twinkey_contract::sealing::SealingPublicKey;
     use twinkey_sas::Key;
 
     fn key(seed: u8) -> Key {
@@ -606,6 +613,23 @@ mod tests {
     fn twin(offer: &Value) -> Twin {
         serde_json::from_value(json!({"deviceId": "d1", "etag": "1", "properties": {"desired": offer}}))
             .unwrap()
+    }
+
+    #[test]
+    fn what_a_run_has_believed_is_not_written_over_what_the_run_of_a_later_offer_has() {
+        let (own, anothers) = (RotationId::generate(1).unwrap(), RotationId::generate(2).unwrap());
+        let seal_to = SealingPublicKey([7; 32]);
+        let believed = Some(tags::Believed { seal_to, sequence: 7 });
+        let hold = Hold { lease: None, offer: Some(own), believed };
+        let offered = |rotation| {
+            let offer =
+                Offer { rotation, primary: Some(OfferedKey::Plain(key(1))), secondary: None, auth: None };
+            twin(&offer.to_patch())
+        };
+        assert_eq!(still_to_remember(&offered(own), hold), believed);
+        assert_eq!(still_to_remember(&twin(&json!({})), hold), believed);
+        assert_eq!(still_to_remember(&offered(anothers), hold), None);
+        assert_eq!(still_to_remember(&offered(anothers), Hold { offer: None, ..hold }), None);
     }
 
     #[test]
