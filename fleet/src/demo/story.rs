@@ -15,10 +15,11 @@ use crate::cli::{KeySource, KeyType};
 use crate::failure::Failure;
 use crate::hub::KeyPair;
 use crate::renew::belief::Trust;
-use crate::renew::device::{Ending, Event, Job, Stop, Trace, erase, renew};
+use crate::renew::device::{Ending, Event, Job, Stop, Trace, renew};
 use crate::renew::new_key;
 use crate::renew::offering::put_offer;
 use crate::renew::plan::Form;
+use crate::renew::standing::erase;
 
 /// Longest wait for a device's proof.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(30);

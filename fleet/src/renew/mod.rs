@@ -17,6 +17,7 @@ mod progress;
 mod proof;
 pub(crate) mod refusal;
 pub(crate) mod renewer;
+pub(crate) mod standing;
 mod targets;
 
 #[cfg(test)]

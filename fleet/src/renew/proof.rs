@@ -9,10 +9,11 @@ use twinkey_contract::{Identity, KeySlot, RotationId};
 
 use super::belief::{is_committed, proved_slot};
 use super::change::readable_keys;
-use super::device::{Event, Job, Stop, Watch, stands};
+use super::device::{Event, Job, Stop, Watch};
 use super::looks::Look;
 use super::plan::Slots;
 use super::renewer::Renewer;
+use super::standing::stands;
 use crate::hub::{Hub, HubError, KeyPair, Twin};
 
 /// How much longer than the whole wait the last look may take.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use twinkey_contract::{Identity, RotationId, tags};
 
-use super::device::{Mark, clear};
+use super::device::Mark;
 use super::holder::Holder;
 use super::lease::Held;
 use super::looks::Looks;
 use super::maker::KeyMaker;
+use super::standing::clear;
 use crate::failure::Failure;
 use crate::hub::{Device, Hub, HubError, KeyPair, Twin};
 

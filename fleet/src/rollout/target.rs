@@ -12,8 +12,8 @@ use crate::cli::KeyType;
 use crate::failure::Failure;
 use crate::hub::{Collection, Columns, Found, Hub, KeyPair, Query, TWIN_TOO_LONG, Twin};
 use crate::renew::belief::{Trust, proved_slot};
-use crate::renew::device::standing;
 use crate::renew::plan::{self, Change, Facts, Plan, Refusal, Request};
+use crate::renew::standing::standing;
 
 /// Most identities that one registry operation tells of.
 const LIST_MAX: u16 = 1000;
