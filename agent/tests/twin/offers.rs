@@ -6,6 +6,7 @@ use twinkey_agent::keyring::{KeyRing, Registration, name_of};
 use twinkey_agent::twin::read_desired;
 use twinkey_contract::offer::{Offer, OfferedKey};
 use twinkey_contract::sealing::{Binding, SealingKey};
+use twinkey_contract::twin::SECTION_LEN_MAX;
 use twinkey_contract::{Identity, KeySlot, RotationId};
 use twinkey_rotation::{
     Brought, Candidate, Desired, Held, Invalid, KeyName, Reason, Retired, Ring, Rotation, Standing,
@@ -296,7 +297,10 @@ fn offer_with_any_field_missing_null_or_of_another_kind_is_refused_and_teaches_n
         assert!(matches!(read(&twin, &STRICT), (Desired::Invalid(_), false)), "{value}");
         let mut twin = genuine.clone();
         twin["desired"]["keyRenewal"]["other"] = value;
-        assert_eq!(read(&twin, &STRICT), taken());
+        // Too long a section is not read at all.
+        let is_too_long = twin["desired"]["keyRenewal"].to_string().len() > SECTION_LEN_MAX;
+        let malformed = Desired::Invalid(Invalid { rotation: None, reason: Reason::Malformed });
+        assert_eq!(read(&twin, &STRICT), if is_too_long { (malformed, false) } else { taken() });
     }
     for section in wrong_values() {
         let twin = json!({"desired": {"keyRenewal": section}, "reported": {}});
@@ -310,7 +314,7 @@ fn offer_with_any_field_missing_null_or_of_another_kind_is_refused_and_teaches_n
 }
 
 #[test]
-fn of_a_field_that_stands_twice_the_authentication_decides_which_one_counts() {
+fn section_in_which_a_field_stands_twice_is_malformed_whichever_is_the_genuine_one() {
     let genuine = twin_of(&offer(Some(1)))["desired"]["keyRenewal"].clone();
     let field = |name: &str| format!("\"{name}\": {}", genuine[name]);
     let of = |fields: &[String]| format!("{{\"desired\": {{\"keyRenewal\": {{{}}}}}}}", fields.join(", "));
@@ -323,11 +327,11 @@ fn of_a_field_that_stands_twice_the_authentication_decides_which_one_counts() {
         let before: Vec<String> = std::iter::once(second.clone()).chain(all.clone()).collect();
         let after: Vec<String> = all.iter().cloned().chain([second]).collect();
         for fields in [before, after] {
-            let (desired, is_known) = read_bytes(&mut key_ring(), of(&fields).as_bytes(), &STRICT);
-            // Never a mixture: it is the genuine offer, or none.
-            assert!(
-                (desired, is_known) == taken() || (desired, is_known) == unauthenticated(),
-                "{desired:?}"
+            let malformed = Desired::Invalid(Invalid { rotation: None, reason: Reason::Malformed });
+            assert_eq!(
+                read_bytes(&mut key_ring(), of(&fields).as_bytes(), &STRICT),
+                (malformed, false),
+                "never a mixture of two offers"
             );
         }
     }
