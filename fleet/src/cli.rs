@@ -418,7 +418,7 @@ pub(crate) struct RenewArgs {
     /// Go on with these (DEVICE or DEVICE/MODULE) although they may go dark.
     #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name)]
     pub(crate) force_dark: Vec<String>,
-    /// How long to wait for each device's proof.
+    /// How long to wait for each device's proof; with --incident, also for a report that can be believed.
     #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = parse_wait)]
     pub(crate) timeout: Duration,
     /// No progress bar and no progress lines.
@@ -432,8 +432,8 @@ pub(crate) struct RenewArgs {
     #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name)]
     pub(crate) trust_report: Vec<String>,
     /// A key of these (DEVICE or DEVICE/MODULE) is known to others: renew although somebody else connects as the device. Keys
-    /// are sealed to the public key that was believed before, and to no other. With --trust-report, the report's sequence may be
-    /// lower than the one that was believed.
+    /// are sealed to the public key that was believed before, and to no other. No challenge is asked. With --trust-report, the
+    /// report's sequence may be lower than the one that was believed.
     #[arg(long, value_name = "ID", num_args = 1.., value_parser = parse_name)]
     pub(crate) incident: Vec<String>,
     /// Do not have each device answer a challenge first. That saves one operation for each device. But then somebody who holds a

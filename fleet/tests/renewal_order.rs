@@ -575,6 +575,24 @@ fn a_challenge_that_is_not_answered_with_the_key_in_use_stops_the_renewal() {
 }
 
 #[test]
+fn a_device_that_a_person_vouches_for_is_challenged_before_the_registrys_key_is_handed_over_too() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| {
+        d.agent().answers = false;
+        d.keys.insert(KeySlot::Secondary, key(77));
+    });
+    let flags = ["--key-type", "secondary", "--yes", "--no-challenge"];
+    let vouched = [&flags[..], &["--trust-report", "d1"]].concat();
+    let (output, json, stderr) = renew(&hub, &vouched);
+    assert_eq!((exit(&output), json[0]["reason"].as_str()), (3, Some("not-fresh")), "{stderr}");
+    hub.device("d1", |d| assert!(d.offer().is_none()));
+    // Without such a word the proof was believed before, and no key is made.
+    let (output, json, stderr) = renew(&hub, &flags);
+    assert_eq!((exit(&output), json[0]["outcome"].as_str()), (0, Some("delivered")), "{stderr}");
+    assert_eq!((hub.count(CHANGE), hub.count(CHALLENGE)), (0, 1));
+}
+
+#[test]
 fn both_keys_are_renewed_only_for_devices_that_are_named_as_forced() {
     let hub = ScriptedHub::start([("d1", Device::with_agent()), ("d2", Device::with_agent())]);
     let flags = ["--key-type", "both", "--yes", "--force-dark", "d1"];

@@ -121,6 +121,8 @@ pub(crate) enum Undelivered {
     /// The same command with delivery changes the registry once more first: by the report, what the registry has can't
     /// be told from what the device knew before.
     NextRunChangesAgain,
+    /// A run with delivery is refused for now: what the device reports is not believed, or not so any more.
+    NextRunIsRefused,
     /// There is no agent.
     NobodyTakesIt,
 }
@@ -409,8 +411,11 @@ async fn prepare(
         lease::check(&renewer.hub, id, &known.twin, &renewer.own)?;
     }
     let is_changing = |plan: &Plan| match plan {
-        // What is forced is done whatever the device answers.
-        Plan::Renew { change, in_spite_of, .. } => *change != Change::Nothing && in_spite_of.is_none(),
+        // What is forced is done whatever the device answers. A report that only a person believes is not enough to be handed a
+        // key either.
+        Plan::Renew { change, in_spite_of, .. } => {
+            in_spite_of.is_none() && (*change != Change::Nothing || job.trust.trusts_report)
+        }
         Plan::Refuse(_) | Plan::Settle { .. } => false,
     };
     if job.needs_challenge() && is_changing(&decision.plan) && !known.is_witnessed {
@@ -458,10 +463,13 @@ async fn prepare(
     }
     let is_somebody_there = report.is_some() || job.is_plain;
     let left = if is_somebody_there {
-        let request = Request { delivers: true, ..decision.request };
+        let request = Request { delivers: true, is_forced: false, ..decision.request };
         match plan::plan(&facts(job, &known, report.as_ref()), request) {
             Plan::Renew { change: Change::Nothing, .. } => Undelivered::NextRunDelivers,
-            Plan::Renew { .. } | Plan::Refuse(_) | Plan::Settle { .. } => Undelivered::NextRunChangesAgain,
+            Plan::Renew { .. } | Plan::Refuse(Refusal::BothSlots) | Plan::Settle { .. } => {
+                Undelivered::NextRunChangesAgain
+            }
+            Plan::Refuse(_) => Undelivered::NextRunIsRefused,
         }
     } else {
         Undelivered::NobodyTakesIt

@@ -165,6 +165,9 @@ fn explain(left: Undelivered) -> &'static str {
         Undelivered::NextRunChangesAgain => {
             "the device was not told; a run without --no-deliver changes the registry once more and delivers that"
         }
+        Undelivered::NextRunIsRefused => {
+            "the device was not told; a run without --no-deliver is refused until the device proves a key that the registry has"
+        }
         Undelivered::NobodyTakesIt => {
             "there is no agent to take the key: bring the device its connection string by hand \
              (device-identity connection-string)"
