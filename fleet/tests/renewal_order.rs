@@ -330,6 +330,16 @@ fn a_run_whose_wish_another_run_fulfils_is_renewed() {
 }
 
 #[test]
+fn what_another_rotation_proves_is_no_witness_for_the_second_key() {
+    let hub = ScriptedHub::start([("d1", Device::with_agent())]);
+    hub.device("d1", |d| d.agent().manner = Manner::KeepsSilent);
+    hub.answer_first("PATCH", Canned::Status(200));
+    hub.answer_first("GET /twins/d1", Canned::Meanwhile(finish_secondary));
+    let (_, _, stderr) = renew(&hub, &["--key-type", "in-turn", "--yes", "--timeout", "3s"]);
+    assert_eq!(hub.count(CHALLENGE), 2, "its report can be an old one: {stderr}");
+}
+
+#[test]
 fn a_device_whose_key_in_use_is_unknown_is_renewed_once_it_has_fallen_back() {
     let hub = ScriptedHub::start([("d1", Device::with_agent())]);
     hub.device("d1", |d| d.agent().held.insert(KeySlot::Primary, key(9)));

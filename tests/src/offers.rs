@@ -32,14 +32,11 @@ pub fn plain(rotation: &str, slot: &str, key: &str) -> Value {
     json!({"keyRenewal": {"rotation": rotation, "primary": primary, "secondary": secondary}})
 }
 
-/// The same for the secondary slot, made by somebody who knows `vouching`, a key of the device `identity`.
-pub fn plain_and_authentic(rotation: &str, key: &str, vouching: &str, identity: &str) -> Value {
-    let mut offer = Offer {
-        rotation: rotation.parse().unwrap(),
-        primary: None,
-        secondary: Some(OfferedKey::Plain(Key::from_base64(key).unwrap())),
-        auth: None,
-    };
+/// The same, made by somebody who knows `vouching`, a key of the device `identity`.
+pub fn plain_and_authentic(rotation: &str, slot: &str, key: &str, vouching: &str, identity: &str) -> Value {
+    let offered = Some(OfferedKey::Plain(Key::from_base64(key).unwrap()));
+    let (primary, secondary) = if slot == "primary" { (offered, None) } else { (None, offered) };
+    let mut offer = Offer { rotation: rotation.parse().unwrap(), primary, secondary, auth: None };
     let identity: Identity = identity.parse().unwrap();
     offer.authenticate(&Key::from_base64(vouching).unwrap(), &identity);
     offer.to_patch()

@@ -317,7 +317,7 @@ async fn an_agent_that_takes_sealed_offers_only_refuses_a_plain_one_and_keeps_it
     assert_eq!((report.status, report.reason), (Status::Invalid, Some(Reason::Unauthenticated)));
     let rotation = offers::rotation_id();
     let keys = &world.keys;
-    let offer = offers::plain_and_authentic(&rotation, &keys.secondary, &keys.primary, DEVICE);
+    let offer = offers::plain_and_authentic(&rotation, "secondary", &keys.secondary, &keys.primary, DEVICE);
     world.hub.desire(DEVICE, offer).await;
     let wish = |report: &_| is_about(report, &rotation);
     let report = world.hub.until_report(DEVICE, "an answer to the offer", wish).await;

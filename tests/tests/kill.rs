@@ -144,7 +144,10 @@ impl World {
     async fn offer(&self, slot: &str) -> String {
         let keys = self.hub.regenerate(DEVICE, &format!("{slot}Key")).await;
         let rotation = offers::rotation_id();
-        self.hub.desire(DEVICE, offers::plain(&rotation, slot, keys.of_slot(slot))).await;
+        // One that nobody vouches for would be no operator's, and stand there for ever.
+        let vouching = keys.of_slot(if slot == "primary" { "secondary" } else { "primary" });
+        let offer = offers::plain_and_authentic(&rotation, slot, keys.of_slot(slot), vouching, DEVICE);
+        self.hub.desire(DEVICE, offer).await;
         rotation
     }
 

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use serde_json::Map;
 use tokio::time::{Instant, sleep, timeout};
 use twinkey_contract::report::{Reason, Report, Status};
 use twinkey_contract::{Fingerprint, Identity, KeySlot, RotationId, tags};
@@ -206,7 +205,7 @@ async fn attempt(
     let Offering { mut known, offer, is_new } = *loop {
         let read = match known.take() {
             Some(known) => known,
-            None => read(renewer, job, watch).await?,
+            None => read(renewer, job, hold.lease.is_none(), watch).await?,
         };
         let prepared = match prepare(renewer, job, read, hold, watch, trace).await {
             // The thief's report may stand there now, and the agent's in a moment.
@@ -251,14 +250,15 @@ async fn attempt(
             trace.lives_in = Some(proved.active);
             trace.after = Some(proved.keys.clone());
             hold.offer = Some(rotation);
-            // The new key made this proof, and only the holder of the public key could open it: so its sequence counts, whatever
-            // was reported before.
+            // What was proved about this offer can't be an old report. The new key made this proof, and only the holder of the
+            // public key could open it: so its sequence counts, whatever was reported before.
+            known.is_witnessed = proved.rotation == rotation;
             hold.believed = offer
                 .seal_to()
                 .or(offer.remembers.map(|believed| believed.seal_to))
+                .filter(|_| known.is_witnessed)
                 .map(|seal_to| tags::Believed { seal_to, sequence: proved.sequence });
             (known.keys, known.twin, known.is_fresh) = (proved.keys, proved.twin, proved.is_fresh);
-            known.is_witnessed = true;
         }
         Answered::Rejected { twin, status, reason } => {
             hold.offer = Some(rotation);
@@ -283,7 +283,7 @@ async fn attempt(
 
 /// The slot to renew first. What was read for this serves the renewal, if that follows at once.
 pub(super) async fn idle_slot(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<KeySlot, Stop> {
-    let known = read(renewer, job, watch).await?;
+    let known = read(renewer, job, true, watch).await?;
     let report = known.twin.report().ok().flatten();
     let slot = plan::idle_slot(&facts(job, &known, report.as_ref()), job.trust);
     renewer.carry(known, Hold::default(), None);
@@ -295,7 +295,7 @@ pub(super) async fn foresee(renewer: &Renewer, job: &Job) -> Result<Plan, Stop> 
     let quiet = |_: Event| {};
     let known = match renewer.take_carried(&job.identity) {
         Some((known, _)) => known,
-        None => read(renewer, job, &quiet).await?,
+        None => read(renewer, job, true, &quiet).await?,
     };
     lease::check(&renewer.hub, &job.identity, &known.twin, &renewer.own)?;
     Ok(decide(job, &known, &quiet).plan)
@@ -307,7 +307,7 @@ pub(crate) async fn survey(
     identity: &Identity,
     key_source: KeySource,
 ) -> Result<(Option<KeySlot>, KeyPair), Stop> {
-    let known = read_identity(renewer, identity, key_source).await?;
+    let known = read_identity(renewer, identity, renewer.is_many && key_source == KeySource::Service).await?;
     let keys = known.keys.clone();
     let report = known.twin.report().ok().flatten();
     let lives_in = report.and_then(|report| proved_slot(&report, &keys, identity).ok());
@@ -315,11 +315,13 @@ pub(crate) async fn survey(
     Ok((lives_in, keys))
 }
 
-async fn read(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<Known, Stop> {
+async fn read(renewer: &Renewer, job: &Job, may_take_lease: bool, watch: Watch<'_>) -> Result<Known, Stop> {
     watch(Event::Step("reading identity and twin"));
     let give_up_at = Instant::now() + job.timeout;
+    // Where the lease's answer brings the newest twin anyway, an older one will do for a start.
+    let may_be_old = renewer.is_many && job.key_source == KeySource::Service && may_take_lease;
     loop {
-        let known = read_identity(renewer, &job.identity, job.key_source).await?;
+        let known = read_identity(renewer, &job.identity, may_be_old).await?;
         let report = known.twin.report().ok().flatten();
         let believed =
             believe(report.as_ref(), &known.keys, &job.identity, known.twin.seen(), job.trust).is_ok();
@@ -331,12 +333,10 @@ async fn read(renewer: &Renewer, job: &Job, watch: Watch<'_>) -> Result<Known, S
     }
 }
 
-async fn read_identity(renewer: &Renewer, identity: &Identity, key_source: KeySource) -> Result<Known, Stop> {
+async fn read_identity(renewer: &Renewer, identity: &Identity, may_be_old: bool) -> Result<Known, Stop> {
     // The identity first: its etag shows what others do to the registry after this, and nothing shows what the device does.
     let device = renewer.hub.device(identity).await?;
     let keys = readable_keys(&device)?;
-    // Where the lease's answer brings the newest twin anyway, an older one will do for a start.
-    let may_be_old = renewer.is_many && key_source == KeySource::Service;
     let (twin, is_fresh) = if may_be_old {
         let look = renewer.looks.watch(identity).next().await?;
         (look.twin, look.is_fresh)
@@ -397,7 +397,7 @@ async fn prepare(
         | Plan::Settle { .. } => false,
     };
     if is_ordered(&decision.plan) && !hold.lease.is_some_and(lease::Held::is_good) {
-        let (twin, lease) = lease::take(&renewer.hub, id, known.twin, &renewer.own, &Map::new()).await?;
+        let (twin, lease) = lease::take(&renewer.hub, id, known.twin, &renewer.own).await?;
         hold.lease = Some(lease);
         (known.twin, known.is_fresh, known.is_witnessed) = (twin, true, false);
         // Between the reading of the identity and the lease, another run can have had a key made that the device uses now.
@@ -416,7 +416,8 @@ async fn prepare(
         Plan::Renew { change, in_spite_of, .. } => {
             in_spite_of.is_none() && (*change != Change::Nothing || job.trust.trusts_report)
         }
-        Plan::Refuse(_) | Plan::Settle { .. } => false,
+        Plan::Settle { .. } => job.trust.trusts_report,
+        Plan::Refuse(_) => false,
     };
     if job.needs_challenge() && is_changing(&decision.plan) && !known.is_witnessed {
         watch(Event::Step("challenging the device"));
@@ -512,7 +513,7 @@ fn facts<'a>(job: &'a Job, known: &'a Known, report: Option<&'a Report>) -> Fact
         keys: &known.keys,
         report,
         seen: known.twin.seen(),
-        standing: standing(&known.twin, &known.keys),
+        standing: standing(&known.twin, &known.keys, job.trust.is_incident),
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use twinkey_contract::Identity;
 
@@ -98,23 +98,20 @@ fn may_be_cleared_at(now_unix_secs: u64, twin: &Twin, own: &Holder) -> bool {
     Lease::read(&twin.tags).is_some_and(|lease| !lease.is_in_the_way(own, now_unix_secs))
 }
 
-/// Takes the lease, or makes it last longer, and brings the newest twin. `twin` is the one that was seen last. In the same change,
-/// `tags` are merged into the operator's own.
+/// Takes the lease, or makes it last longer, and brings the newest twin. `twin` is the one that was seen last.
 pub(super) async fn take(
     hub: &Hub,
     identity: &Identity,
     mut twin: Twin,
     own: &Holder,
-    tags: &Map<String, Value>,
 ) -> Result<(Twin, Held), Stop> {
     for _ in 0..ATTEMPTS_MAX {
         check(hub, identity, &twin, own)?;
         own.takes(identity);
         let taken = Instant::now();
-        let mut section = tags.clone();
         let until_unix_secs = hub.unix_now_secs().saturating_add(LEASE_SECS);
-        section.insert("lease".to_owned(), json!({"by": own.name(), "until": until_unix_secs}));
-        let patch = json!({"tags": {"keyRenewal": section}});
+        let wanted = Lease { by: own.name().to_owned(), until_unix_secs };
+        let patch = json!({"tags": {"keyRenewal": {"lease": {"by": wanted.by, "until": until_unix_secs}}}});
         match hub.patch_twin(identity, &patch, Some(&twin.etag)).await {
             Ok(twin) => return Ok((twin, Held { taken })),
             // What a query shows may be a little old, too.
@@ -122,7 +119,8 @@ pub(super) async fn take(
             // Whether it was written shows in the twin.
             Err(error) if error.is_ambiguous() => {
                 let twin = hub.twin(identity).await?;
-                let is_ours = Lease::read(&twin.tags).is_some_and(|lease| lease.by == own.name());
+                // An earlier one of this run ends sooner.
+                let is_ours = Lease::read(&twin.tags).is_some_and(|lease| lease == wanted);
                 return if is_ours { Ok((twin, Held { taken })) } else { Err(error.into()) };
             }
             Err(error) => return Err(error.into()),

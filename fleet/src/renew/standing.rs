@@ -17,17 +17,22 @@ const ERASE_ATTEMPTS_MAX: u32 = 5;
 
 /// The offer of an operator that stands in the twin. Anything else that stands there does not count, since everybody with the
 /// right to write twins can put it there: the next offer takes its place.
-pub(crate) fn standing(twin: &Twin, keys: &KeyPair) -> Option<Standing> {
+///
+/// In an incident a thief has a key, and wants to keep it in the registry: so an offer of a slot does not count if that slot's own key
+/// authenticates it. An operator takes the other one, on which the device lives.
+pub(crate) fn standing(twin: &Twin, keys: &KeyPair, is_incident: bool) -> Option<Standing> {
     let offer = twin.offer().ok()??;
     let identity = twin.identity();
-    if !KeySlot::ALL.into_iter().any(|slot| offer.is_authentic(keys.of(slot), &identity)) {
-        return None;
-    }
-    Some(Standing {
-        rotation: offer.rotation,
-        primary: offer.primary.is_some(),
-        secondary: offer.secondary.is_some(),
-    })
+    let (primary, secondary) = (offer.primary.is_some(), offer.secondary.is_some());
+    let counts = |slot: KeySlot| {
+        let is_offered = match slot {
+            KeySlot::Primary => primary,
+            KeySlot::Secondary => secondary,
+        };
+        !(is_incident && is_offered) && offer.is_authentic(keys.of(slot), &identity)
+    };
+    let counts = KeySlot::ALL.into_iter().any(counts);
+    counts.then_some(Standing { rotation: offer.rotation, primary, secondary })
 }
 
 /// Erases the offer of `rotation`, and no newer one: `twin` is where it was seen last.
@@ -135,7 +140,7 @@ mod tests {
         let rotation = RotationId::generate(1).unwrap();
         let secondary = Some(OfferedKey::Sealed(vec![7; 80]));
         let mut offer = Offer { rotation, primary: None, secondary, auth: None };
-        let stands = |offer: &Offer| standing(&twin(&offer.to_patch()), &keys);
+        let stands = |offer: &Offer| standing(&twin(&offer.to_patch()), &keys, false);
         assert_eq!(stands(&offer), None);
         for (seed, counts) in [(1, true), (2, true), (3, false)] {
             offer.authenticate(&key(seed), &identity);
@@ -148,6 +153,29 @@ mod tests {
         offer.authenticate(&key(1), &identity);
         offer.primary = offer.secondary.take();
         assert_eq!(stands(&offer), None);
-        assert_eq!(standing(&twin(&json!({})), &keys), None);
+        assert_eq!(standing(&twin(&json!({})), &keys, false), None);
+    }
+
+    #[test]
+    fn in_an_incident_an_offer_that_the_key_of_its_own_slot_authenticates_counts_for_nothing() {
+        let keys = KeyPair { primary: key(1), secondary: key(2) };
+        let identity = Identity::new("d1", None).unwrap();
+        let rotation = RotationId::generate(1).unwrap();
+        let sealed = || Some(OfferedKey::Sealed(vec![7; 80]));
+        for (primary, secondary, seed, counts) in [
+            (false, true, 1, true),
+            (false, true, 2, false),
+            (true, false, 1, false),
+            (true, false, 2, true),
+            (true, true, 1, false),
+            (true, true, 2, false),
+        ] {
+            let (primary, secondary) = (primary.then(sealed).flatten(), secondary.then(sealed).flatten());
+            let mut offer = Offer { rotation, primary, secondary, auth: None };
+            offer.authenticate(&key(seed), &identity);
+            let stands = |is_incident| standing(&twin(&offer.to_patch()), &keys, is_incident).is_some();
+            assert!(stands(false));
+            assert_eq!(stands(true), counts, "{offer:?} made with key {seed}");
+        }
     }
 }

@@ -208,7 +208,7 @@ fn by_registry(twin: &Twin, identity: &Identity, keys: &KeyPair, is_forced: bool
         keys,
         report: report.as_ref(),
         seen: twin.seen(),
-        standing: standing(twin, keys),
+        standing: standing(twin, keys, false),
     };
     let first = plan::idle_slot(&facts, Trust::default());
     let key_type = match first {

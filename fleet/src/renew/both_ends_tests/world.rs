@@ -601,11 +601,14 @@ impl Physics {
     /// What an operator sees of this offer where it stands: an authentic one.
     fn stands(&self, world: &World, rotation: RotationNo, keys: Pair) -> Option<Stands> {
         let offer = world.offers[usize::from(rotation) - 1]?;
-        (self.story.rules == Rules::Former || keys.holds(offer.auth)).then_some(Stands {
-            rotation,
-            primary: offer.primary.is_some(),
-            secondary: offer.secondary.is_some(),
-        })
+        let (primary, secondary) = (offer.primary.is_some(), offer.secondary.is_some());
+        let counts = match keys.slot_of(offer.auth) {
+            _ if self.story.rules == Rules::Former => true,
+            Some(KeySlot::Primary) => !(self.story.is_incident && primary),
+            Some(KeySlot::Secondary) => !(self.story.is_incident && secondary),
+            None => false,
+        };
+        counts.then_some(Stands { rotation, primary, secondary })
     }
 
     /// What a party that may write tags puts there.
