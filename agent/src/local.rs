@@ -16,8 +16,8 @@
 //! Whoever may open the socket may speak for the device: its mode is 0660. A key is taken from root and the agent's own
 //! user only.
 //!
-//! What programs can make the agent hold has a [budget](crate::budget). Each connection ([`connection`]) has its place
-//! ([`places`]), with a buffer for short [lines](self::lines), and may hold its share of messages.
+//! What programs can make the agent hold has a [budget](crate::budget). Each connection (`connection`) has its place
+//! (`places`), with a buffer for short lines, and may hold its share of messages.
 
 mod ask;
 mod connection;
