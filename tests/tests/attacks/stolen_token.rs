@@ -276,7 +276,12 @@ async fn without_a_challenge_a_replayed_report_leaves_the_device_its_other_key()
     println!("the operator: exit {}, {:?}", renewal.code, renewal.summary());
     assert_eq!(hub.keys(DEVICE).await.secondary, keys.secondary, "{renewal:?}");
     drop(thief);
+    let his = reported(&hub, DEVICE).await["sequence"].as_u64();
     let _agent = gateway.start();
+    until_reported(&hub, DEVICE, "the key it lives on", |report| {
+        report["active"] == "secondary" && report["sequence"].as_u64() > his
+    })
+    .await;
     until_heard(&hub, &gateway, DEVICE).await;
     let renewal = renew(&hub, DEVICE, "primary", &["--timeout", "30s"]).await;
     assert_eq!(renewal.code, DONE, "{renewal:?}");
