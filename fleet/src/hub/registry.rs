@@ -107,7 +107,9 @@ pub(super) struct Page {
 /// What a device has answered to a direct method.
 #[derive(Debug, Deserialize)]
 pub(super) struct MethodAnswer {
-    pub(super) status: u16,
+    /// Whatever the device says: 200 if it did what was asked.
+    #[serde(default)]
+    pub(super) status: Value,
     #[serde(default)]
     pub(super) payload: Value,
 }
@@ -341,6 +343,17 @@ mod tests {
     const IDENTITY: &str = r#"{"deviceId":"d1","etag":"abc","status":"enabled","connectionState":"Connected","generationId":"1",
         "capabilities":{"iotEdge":true},"authentication":{"type":"sas","x509Thumbprint":{"primaryThumbprint":null},
         "symmetricKey":{"primaryKey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","secondaryKey":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="}}}"#;
+
+    #[test]
+    fn an_odd_status_in_a_devices_answer_is_read_and_is_no_success() {
+        let status = |text: &str| serde_json::from_str::<MethodAnswer>(text).unwrap().status;
+        assert!(status(r#"{"status": 200, "payload": {}}"#) == 200);
+        for odd in
+            [r#"{"status": 70000}"#, r#"{"status": -1}"#, r#"{"status": null}"#, r#"{"status": "200"}"#, "{}"]
+        {
+            assert!(status(odd) != 200, "{odd}");
+        }
+    }
 
     #[test]
     fn what_is_not_understood_is_sent_back_as_it_came() {
