@@ -2,8 +2,8 @@
 //! proof that a device lives on one. `docs/twin-contract.md` is the same contract for those who implement it elsewhere.
 //!
 //! The operator puts an [`Offer`](offer::Offer) into the desired properties; the agent answers with a
-//! [`Report`](report::Report) in the reported ones. Whoever is connected as the device can write reported properties, and
-//! whoever has the hub's ServiceConnect right can write desired ones. So the report carries a proof that only a holder of the
+//! [`Report`](report::Report) in the reported ones. Everybody who is connected as the device can write reported properties, and
+//! everybody who has the hub's ServiceConnect right can write desired ones. So the report carries a proof that only a holder of the
 //! key in use can make, and the offer an authentication that only a reader of the registry can make. Nothing here does I/O or
 //! reads a clock.
 //!

@@ -1,6 +1,6 @@
 //! Which reports the operator acts on. No I/O in here.
 //!
-//! Whoever is connected as a device writes its reported properties, and a stolen token is enough to connect. So a report
+//! Everybody who is connected as a device writes its reported properties, and a stolen token is enough to connect. So a report
 //! counts only if its proof was made with the key that the device lives on, as the registry has it. And even a holder of that
 //! key must not get the next one: keys are sealed to the public key that was believed first, which stands in the twin's
 //! tags, where devices can't write.
@@ -122,7 +122,7 @@ fn way_back(report: &Report, keys: &KeyPair) -> Option<KeySlot> {
 }
 
 /// The public key that keys for this device are sealed to. The report names it, and the tags do too, where anything was
-/// believed before: whoever may write reports can't write tags, and the right to write twins makes no proof. In an incident the
+/// believed before: everybody who may write reports can't write tags, and the right to write twins makes no proof. In an incident the
 /// first report to be believed could be the thief's, so there is none.
 pub(crate) fn seal_target(believed: Believed<'_>, seen: Seen, trust: Trust) -> Option<SealingPublicKey> {
     let reported = believed.report.seal_to;

@@ -1,6 +1,6 @@
 //! Asking a device for a report that can't be an old one.
 //!
-//! Whoever is connected as the device can put back a report that the agent once made, and its proof verifies. Where that
+//! Everybody who is connected as the device can put back a report that the agent once made, and its proof verifies. Where that
 //! matters, the direct method `keyRenewal` is called with a nonce: only a holder of the key in use can answer it.
 
 use serde_json::{Value, json};

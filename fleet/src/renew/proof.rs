@@ -164,7 +164,7 @@ pub(super) fn judge(report: &Report, rotation: RotationId, expected: &Expected<'
         (status, None) => status.as_str().to_owned(),
     };
     match report.status {
-        // Whoever is connected as the device can say so: without a proof it would cost the offer.
+        // Everybody who is connected as the device can say so: without a proof it would cost the offer.
         Status::Rejected | Status::Invalid if expected.is_incident => Judgement::Pending(said),
         Status::Rejected | Status::Invalid => match proved_slot(report, expected.keys, expected.identity) {
             Ok(_) => Judgement::Rejected { status: report.status, reason: report.reason },
