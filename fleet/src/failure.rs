@@ -33,7 +33,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Of what has no word of its own.
+    /// Any reason that has no name of its own.
     pub(crate) const CODE: &'static str = "error";
 
     pub(crate) fn failed(what: impl Into<String>) -> Self {

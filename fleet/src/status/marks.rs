@@ -215,7 +215,7 @@ pub(crate) fn marks(observed: &Observed, earlier: Option<&EarlierIdentity>, now:
             }
             let is_twin_too_large = report.reason == Some(Reason::TwinTooLarge);
             mark(Mark::TwinTooLarge, is_twin_too_large);
-            // Where the twin can't be read, nothing is said of a rotation.
+            // Where the twin can't be read, no rotation can be judged.
             let has_failed = matches!(report.status, Status::Rejected | Status::Invalid);
             mark(Mark::RotationFailed, has_failed && !is_twin_too_large);
             if let Registry::Keys(keys) = &observed.registry {

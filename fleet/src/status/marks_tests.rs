@@ -172,7 +172,7 @@ fn what_the_agent_says_of_itself_is_marked() {
     assert_eq!(marks_of(&Report { behind: Some(9), ..healthy() }), [Mark::Restored]);
     assert_eq!(marks_of(&Report { clock_offset_secs: Some(-900), ..healthy() }), [Mark::Clock]);
     let unread = Report { status: Status::Invalid, reason: Some(Reason::TwinTooLarge), ..healthy() };
-    assert_eq!(marks_of(&unread), [Mark::TwinTooLarge], "nothing is said of a rotation");
+    assert_eq!(marks_of(&unread), [Mark::TwinTooLarge], "no rotation can be judged");
     for status in [Status::Rejected, Status::Invalid] {
         let reason = Some(Reason::Refused);
         assert_eq!(marks_of(&Report { status, reason, ..healthy() }), [Mark::RotationFailed]);
